@@ -1,0 +1,101 @@
+"""The registry: where a bias declares itself, as data.
+
+A bias's own module decorates a function with :func:`register`; :mod:`biases.zoo` imports all those modules and builds
+from what they declared. This module knows none of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from biases._checks import fail, one_of
+from biases.traits import Traits
+
+KINDS = ("layer", "position", "model")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One entry of the zoo.
+
+    Attributes:
+        name: kebab-case name.
+        kind: ``"layer"``, ``"position"`` or ``"model"``.
+        family: the folder it belongs to: ``"gates"``, ``"decays"``, ``"positions"``, ...
+        summary: one line.
+        make: for a layer, ``make(dim, heads, **options)`` returning the components of a
+            :class:`~biases.layers.SelfAttention` by slot name, or a finished module.
+        traits: the traits under the default options, or a function from the options to them.
+        known_failures: property name -> reason, or a function from the options to that mapping.
+        parameters: number of parameters that the bias adds, in words.
+        notes: known problems of the source, one sentence each.
+    """
+
+    name: str
+    kind: str
+    family: str
+    summary: str
+    make: Callable[..., Any]
+    traits_of: Callable[[Mapping[str, Any]], Traits]
+    known_failures_of: Callable[[Mapping[str, Any]], Mapping[str, str]]
+    parameters: str
+    notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def traits(self) -> Traits:
+        return self.traits_of(self.options)
+
+    @property
+    def known_failures(self) -> Mapping[str, str]:
+        return self.known_failures_of(self.options)
+
+
+VARIANTS: dict[str, Variant] = {}
+
+
+def register(
+    name: str,
+    *,
+    kind: str = "layer",
+    family: str,
+    summary: str,
+    traits: Traits | Callable[[Mapping[str, Any]], Traits],
+    parameters: str,
+    known_failures: Mapping[str, str] | Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter the decorated function into the registry under ``name``; its keyword defaults are the options.
+
+    Raises:
+        ValueError: the name is taken, or the kind is unknown.
+    """
+    one_of(f"kind of {name!r}", kind, KINDS)
+    if name in VARIANTS:
+        fail("variant name", "a name not yet registered", repr(name))
+
+    def enter(make: Callable[..., Any]) -> Callable[..., Any]:
+        options = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(make).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        failures: Mapping[str, str] | Callable[..., Mapping[str, str]] = known_failures or {}
+        VARIANTS[name] = Variant(
+            name=name,
+            kind=kind,
+            family=family,
+            summary=summary,
+            make=make,
+            traits_of=traits if callable(traits) else (lambda _options, fixed=traits: fixed),
+            known_failures_of=failures if callable(failures) else (lambda _options, fixed=failures: fixed),
+            parameters=parameters,
+            notes=notes,
+            options=options,
+        )
+        return make
+
+    return enter
