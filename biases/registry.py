@@ -6,9 +6,10 @@ from what they declared. This module knows none of them.
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from biases._checks import fail, one_of
@@ -99,3 +100,45 @@ def register(
         return make
 
     return enter
+
+
+def names(kind: str | None = None, domain: str | None = None) -> list[str]:
+    """Registered names, sorted, of one kind (``"layer"``, ``"position"``, ``"model"``) or domain if given."""
+    return sorted(
+        name
+        for name, variant in VARIANTS.items()
+        if kind in (None, variant.kind) and domain in (None, variant.traits.domain)
+    )
+
+
+def get(name: str) -> Variant:
+    """The variant called ``name``, with the options that the name carries.
+
+    Raises:
+        ValueError: unknown name (near ones are suggested) or option.
+    """
+    base, options = _parse(name)
+    one_of("zoo name", base, sorted(VARIANTS))
+    variant = VARIANTS[base]
+    for option in options:
+        one_of(f"option of {base}", option, sorted(variant.options))
+    return replace(variant, name=name, options={**variant.options, **options}) if options else variant
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """``"ega[statistics=prefix,mixing=True]"`` -> ``("ega", {"statistics": "prefix", "mixing": True})``."""
+    if "[" not in name:
+        return name, {}
+    base, _, inside = name.partition("[")
+    if not inside.endswith("]"):
+        fail("zoo name", "name[option=value, ...]", repr(name))
+    options = {}
+    for part in filter(None, (p.strip() for p in inside[:-1].split(","))):
+        key, equals, value = (x.strip() for x in part.partition("="))
+        if not (key and equals and value):
+            fail(f"zoo name {name!r}", "option=value", repr(part))
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return base, options

@@ -1,0 +1,29 @@
+"""Attention inductive biases: implemented, verified, benchmarked and compared."""
+
+from biases import zoo
+from biases.attention import attend, formulation
+from biases.backends import KeyBias, KeyGate, LowRankBias
+from biases.decays import ALiBi, ExponentialDecay, ManhattanDecay
+from biases.layers import SelfAttention, set_backend, specification
+from biases.models import CharGPT
+from biases.traits import Decay, Traits
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALiBi",
+    "CharGPT",
+    "Decay",
+    "ExponentialDecay",
+    "KeyBias",
+    "KeyGate",
+    "LowRankBias",
+    "ManhattanDecay",
+    "SelfAttention",
+    "Traits",
+    "attend",
+    "formulation",
+    "set_backend",
+    "specification",
+    "zoo",
+]

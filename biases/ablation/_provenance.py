@@ -1,0 +1,64 @@
+"""What ran a cell: versions, revision, device."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DISTRIBUTION = "attention-biases"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what decides the numbers; ``biases`` is ``None`` where it is not installed."""
+    try:
+        own: str | None = importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        own = None
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "biases": own,
+    }
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """The commit of the checkout that this package runs from, ``-dirty`` if changed since; else ``None``."""
+    here = Path(__file__).resolve()
+    tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
+    if tracked is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def device_name(device: str) -> str:
+    """The model of the accelerator or processor."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

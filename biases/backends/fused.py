@@ -1,0 +1,166 @@
+"""The fast path: the cheapest formulation that is equal to the specification, in O(L + S) memory.
+
+:func:`formulate` decides, :func:`fused` runs. What the formulations are and why they are equal:
+
+========== ==================================================================================================
+sdpa       no bias: the stock fused kernel; a key gate that is not renormalised is folded into the values
+key-bias   everything added to the logits depends on the key: :mod:`biases.backends.keybias`. A renormalised gate is
+           the bias ``log g``, as ``A_ij g_j / sum_k A_ik g_k = softmax(s_ij + log g_j)``; causal ALiBi is
+           ``m j``, as the row constant ``-m i`` cancels under the softmax
+channels   a low-rank bias: more channels on queries and keys
+toeplitz   a bias of the distance: reverse keys and values, ``j' = S - 1 - j``; then ``i - j = i + j' - (S - 1)``, so the
+           mask is a Hankel matrix, which is a view of L + S - 1 numbers with strides (1, 1)
+mask       a boolean mask over pairs, handed to the stock kernel as it is
+chunkwise  linear weights with causal exponential decay: :mod:`biases.backends.chunkwise`
+tiles      everything else: :mod:`biases.backends.tiles`
+========== ==================================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from biases.backends.chunkwise import chunkwise_retention
+from biases.backends.keybias import extra_channels, key_bias_attention, pad_channels
+from biases.backends.terms import DecayTerm, LinearTerm, LowRank, PairTerm, PerKey, Problem, Toeplitz
+from biases.backends.tiles import tiled
+
+
+@dataclass
+class Formulation:
+    """How a problem will be run.
+
+    Attributes:
+        name: a name of the table in the module docstring.
+        reason: why nothing cheaper would do.
+        key_bias: sum of the per-key terms, (B or 1, H or 1, S).
+        table: sum of the Toeplitz terms, (H or 1, L + S - 1).
+        low_rank: low-rank terms.
+        causal: the kernel applies the upper-left causal mask itself.
+    """
+
+    name: str
+    reason: str = ""
+    key_bias: Tensor | None = None
+    table: Tensor | None = None
+    low_rank: tuple[LowRank, ...] = ()
+    causal: bool = False
+
+
+def formulate(problem: Problem) -> Formulation:
+    """Choose the formulation of ``problem``."""
+    if problem.weights == "linear":
+        return _formulate_linear(problem)
+    if problem.weights == "sigmoid":
+        return Formulation("tiles", "sigmoid weights have no row statistics to fuse")
+    if problem.dropout:
+        return Formulation("tiles", "dropout on the weights draws a number for every pair")
+    if problem.key_gate is not None and problem.key_gate.eps:
+        return Formulation("tiles", "a gate with eps > 0 needs the sum of the gated weights")
+    decay = problem.decay
+    if decay is not None and decay.placement == "weights":
+        return Formulation("tiles", "a decay after the softmax, not renormalised, needs the plain row sums")
+    return _formulate_softmax(problem)
+
+
+def _formulate_linear(problem: Problem) -> Formulation:
+    plain = not (problem.biases or problem.mask is not None or problem.key_gate or problem.dropout)
+    exponential = isinstance(problem.decay, LinearTerm) and not problem.decay.symmetric
+    geometry = problem.geometry
+    if plain and exponential and geometry.causal and geometry.offset == 0 and geometry.L == geometry.S:
+        return Formulation("chunkwise")
+    return Formulation("tiles", "linear weights other than causal exponential decay over one sequence")
+
+
+def _formulate_softmax(problem: Problem) -> Formulation:
+    geometry, device = problem.geometry, problem.q.device
+    half = problem.q.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half else problem.q.dtype
+    key_bias: Tensor | None = None
+    table: Tensor | None = None
+    low_rank: list[LowRank] = []
+    for term in _logit_terms(problem):
+        form = term.form(geometry, dtype, device, row_free=True)
+        if isinstance(form, PerKey):
+            key_bias = form.values if key_bias is None else key_bias + form.values
+        elif isinstance(form, Toeplitz):
+            table = form.table if table is None else table + form.table
+        elif isinstance(form, LowRank):
+            low_rank.append(form)
+        else:
+            return Formulation("tiles", f"{type(term).__name__} has no structured form here")
+    gate = problem.key_gate
+    if gate is not None and gate.renormalise:
+        log = gate.log.to(dtype)
+        key_bias = log if key_bias is None else key_bias + log
+    if problem.keep is not None:
+        open_ = torch.zeros_like(problem.keep, dtype=dtype)
+        closed = open_.masked_fill(~problem.keep, -torch.inf)
+        key_bias = closed if key_bias is None else key_bias + closed
+
+    native = geometry.causal and geometry.offset == 0
+    if problem.mask is not None:
+        if key_bias is None and table is None and not low_rank and not geometry.causal:
+            return Formulation("mask")
+        return Formulation("tiles", "a mask over pairs together with a bias or causality")
+    if geometry.causal and (not native or table is not None):
+        distance = geometry.distances(device)
+        table = distance.new_zeros((1, len(distance)), dtype=dtype) if table is None else table
+        table = table.masked_fill(distance < 0, -torch.inf)
+        native = False
+    if table is not None:
+        if table.requires_grad:
+            return Formulation("tiles", "the fused kernel has no gradient for a learned Toeplitz bias")
+        return Formulation("toeplitz", "", key_bias, table, tuple(low_rank))
+    if low_rank:
+        return Formulation("channels", "", key_bias, None, tuple(low_rank), native)
+    return Formulation("sdpa" if key_bias is None else "key-bias", "", key_bias, causal=native)
+
+
+def _logit_terms(problem: Problem) -> tuple[PairTerm, ...]:
+    decay: tuple[DecayTerm, ...] = () if problem.decay is None else (problem.decay,)
+    return (*problem.biases, *decay)
+
+
+def fused(problem: Problem) -> Tensor:
+    """The output of ``problem``, (B, H, L, Dv)."""
+    plan = formulate(problem)
+    if plan.name == "tiles":
+        return tiled(problem)
+    q, k, v, width = problem.q, problem.k, problem.v, problem.v.shape[-1]
+    if plan.name == "chunkwise":
+        gamma = torch.exp(-problem.decay.slopes)  # type: ignore[union-attr]
+        return chunkwise_retention(q, k, v, gamma, scale=problem.scale)
+    gate = problem.key_gate
+    if gate is not None and not gate.renormalise:
+        v = v * gate.log.exp().to(v.dtype)[..., None]
+    if plan.name in ("toeplitz", "channels"):
+        return _structured(q, k, v, plan, problem.scale)[..., :width]
+
+    # The kernels need one width for queries, keys and values; zero channels change nothing.
+    common = max(q.shape[-1], width)
+    q, k, v = (_row_contiguous(pad_channels(x, common)) for x in (q, k, v))
+    if plan.name == "mask":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=problem.mask, scale=problem.scale)[..., :width]
+    out = key_bias_attention(q, k, v, plan.key_bias, causal=plan.causal, scale=problem.scale)
+    return out[..., :width]
+
+
+def _structured(q: Tensor, k: Tensor, v: Tensor, plan: Formulation, scale: float) -> Tensor:
+    """The formulations "toeplitz" and "channels"."""
+    q, k, v = extra_channels(q, k, v, plan.key_bias, plan.low_rank, scale)
+    if plan.table is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=plan.causal, scale=scale)
+    (batch, heads, L, _), S = q.shape, k.shape[2]
+    table = plan.table.contiguous()
+    hankel = table.as_strided((table.shape[0], L, S), (table.shape[1], 1, 1))
+    mask = hankel[None].expand(batch, heads, L, S)
+    return F.scaled_dot_product_attention(q, k.flip(2), v.flip(2), attn_mask=mask, scale=scale)
+
+
+def _row_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,132 @@
+"""Softmax attention with a bias of the key, in O(L + S) memory, with its gradient.
+
+Two formulations of ``softmax(s_ij + b_j)``:
+
+* on the CPU, the fused kernel with ``b`` as a mask of stride 0 over the queries, and an own backward: the kernel's
+  backward returns ``dV_j = sum_i P_ij dO_i``; carrying ``delta_i = dO_i . O_i`` as one more channel of ``dO`` makes it
+  return ``sum_i P_ij delta_i`` as well, so that ``db_j = dV_j . v_j - sum_i P_ij delta_i`` costs no L x S tensor;
+* elsewhere, one more channel on the queries (1) and the keys (b / scale), over ``scaled_dot_product_attention``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from biases.backends.terms import LowRank
+
+_CPU_FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_CPU_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+CHANNELS = 8
+
+
+def pad_channels(x: Tensor, width: int) -> Tensor:
+    """``x`` with zero channels appended up to ``width``."""
+    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
+
+
+def key_bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, causal: bool, scale: float) -> Tensor:
+    """``softmax(scale q k^T + bias)`` times ``v``.
+
+    Args:
+        q: (B, H, L, D); k: (B, H, S, D); v: (B, H, S, D).
+        bias: (B or 1, H or 1, S), ``-inf`` excludes a key; ``None`` for none.
+        causal: upper-left causal mask.
+        scale: factor of q . k.
+
+    Returns:
+        (B, H, L, D).
+    """
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    if q.device.type == "cpu" and _CPU_FORWARD is not None and _CPU_BACKWARD is not None:
+        full = bias.expand(q.shape[0], q.shape[1], bias.shape[2])
+        return _KeyBiasOnCPU.apply(q, k, v, full, causal, scale)
+    queries, keys, values = extra_channels(q, k, v, bias, (), scale)
+    out = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal, scale=scale)
+    return out[..., : v.shape[-1]]
+
+
+class _KeyBiasOnCPU(torch.autograd.Function):
+    """The fused CPU kernel with a stride-0 mask; see the module docstring for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, scale: float) -> Tensor:
+        mask = _as_mask(bias, q)
+        out, lse = _CPU_FORWARD(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, out, lse)
+        ctx.causal, ctx.scale = causal, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        mask = _as_mask(bias, q)
+        if not ctx.needs_input_grad[3]:
+            dq, dk, dv = _CPU_BACKWARD(grad, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=mask, scale=ctx.scale)
+            return dq, dk, dv, None, None, None
+        width = v.shape[-1] + CHANNELS
+        delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1, keepdim=True)
+        wide = pad_channels(torch.cat([grad, delta.to(grad.dtype)], -1), width)
+        dq, dk, dv = _CPU_BACKWARD(
+            wide,
+            *(pad_channels(x, width) for x in (q, k, v, out)),
+            lse,
+            0.0,
+            ctx.causal,
+            attn_mask=mask,
+            scale=ctx.scale,
+        )
+        D = v.shape[-1]
+        received = (dv[..., :D].to(lse.dtype) * v.to(lse.dtype)).sum(-1) - dv[..., D].to(lse.dtype)
+        return dq[..., :D], dk[..., :D], dv[..., :D], received.to(bias.dtype), None, None
+
+
+def _as_mask(bias: Tensor, q: Tensor) -> Tensor:
+    """(B, H, S) as a mask (B, H, L, S) of stride 0; float32 beside half precision, else the dtype of ``q``."""
+    dtype = torch.float32 if q.dtype in (torch.float16, torch.bfloat16) else q.dtype
+    return bias.to(dtype)[:, :, None, :].expand(-1, -1, q.shape[2], -1)
+
+
+def extra_channels(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, low_rank: tuple[LowRank, ...], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with channels that add a key bias and low-rank terms to ``scale q . k``.
+
+    In half precision every number is split into parts whose sum is exact, one channel each, so that the bias reaches the
+    logits as accurately as float32 accumulation allows.
+    """
+    batch, heads, L, _ = q.shape
+    S = k.shape[2]
+    left, right = [q], [k]
+    if bias is not None:
+        for part in _parts(bias / scale, q.dtype):
+            left.append(q.new_ones(1, 1, 1, 1).expand(batch, heads, L, 1))
+            right.append(part[..., None].expand(batch, heads, S, 1))
+    for term in low_rank:
+        lefts, rights = _parts(term.left, q.dtype), _parts(term.right / scale, q.dtype)
+        for order, a in enumerate(lefts):
+            for b in rights[: len(rights) - order]:
+                left.append(a.expand(batch, heads, L, -1))
+                right.append(b.expand(batch, heads, S, -1))
+    queries, keys = torch.cat(left, -1), torch.cat(right, -1)
+    width = max(queries.shape[-1], v.shape[-1])
+    width += -width % CHANNELS
+    return pad_channels(queries, width), pad_channels(keys, width), pad_channels(v, width)
+
+
+def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Tensors of ``dtype`` that sum to ``x``: one, or three for half precision."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return [x.to(dtype)]
+    parts, rest = [], x.float()
+    for _ in range(3):
+        part = rest.to(dtype)
+        parts.append(part)
+        rest = torch.where(torch.isfinite(part), rest - part.float(), torch.zeros_like(rest))
+    return parts

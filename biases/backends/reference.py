@@ -1,0 +1,101 @@
+"""The specification: dense attention, transcribed from the equations. Slow, L x S, and in float64 unless told otherwise.
+
+With logits ``s_ij = scale q_i . k_j + bias_ij`` (+ log decay where it is placed before the weights):
+
+    softmax   A_ij = exp(s_ij) / sum_k exp(s_ik)      rows without a key are zero
+    sigmoid   A_ij = 1 / (1 + exp(-s_ij))             SWAT, arXiv 2502.18845 Eq. 3
+    linear    A_ij = s_ij                             retention, arXiv 2309.11523 Eq. 2
+
+then decay placed after the weights, dropout, the key gate with its renormalisation (EGA, arXiv 2605.21842 Eq. 4), and the
+product with the values, in this order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from biases.backends.terms import Problem
+
+
+def reference(problem: Problem, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The output of ``problem``, (B, H, L, Dv), computed in ``dtype`` and returned in the dtype of the queries."""
+    i, j = problem.geometry.positions(problem.q.device)
+    weights = dense_weights(problem, problem.q, i, j, dtype, slice(None))
+    return (weights @ problem.v.to(dtype)).to(problem.q.dtype)
+
+
+def dense_weights(
+    problem: Problem,
+    q: Tensor,
+    i: Tensor,
+    j: Tensor,
+    dtype: torch.dtype,
+    rows: slice,
+    keys: slice = slice(None),
+) -> Tensor:
+    """What multiplies the values, for the queries ``q`` (B, H, l, D) at positions ``i`` (l, 1): (B, H, l, s).
+
+    ``rows`` and ``keys`` name the same queries and keys in the coordinates of ``problem.mask`` and ``problem.keep``.
+    """
+    logits = problem.scale * (q.to(dtype) @ problem.k[:, :, keys].to(dtype).mT)
+    for term in problem.biases:
+        logits = logits + term.values(i, j, dtype)
+    decay = problem.decay
+    if decay is not None and decay.placement == "logits":
+        logits = logits + decay.values(i, j, dtype)
+
+    allowed = _allowed(problem, i, j, rows, keys)
+    weights = _weights(problem.weights, logits, allowed)
+
+    if decay is not None and decay.placement != "logits":
+        weights = weights * decay.values(i, j, dtype).exp()
+        if decay.placement == "weights-renormalised":
+            weights = _divide(weights, weights.sum(-1, keepdim=True))
+    if problem.dropout:
+        weights = torch.dropout(weights, problem.dropout, train=True)
+    gate = problem.key_gate
+    if gate is not None:
+        weights = weights * gate.log[:, :, None, keys].to(dtype).exp()
+        if gate.renormalise:
+            weights = _divide(weights, weights.sum(-1, keepdim=True) + gate.eps)
+    return weights
+
+
+def _allowed(problem: Problem, i: Tensor, j: Tensor, rows: slice, keys: slice) -> Tensor | None:
+    """Pairs that may attend, broadcastable to (B, H, l, s)."""
+    parts = []
+    if problem.geometry.causal:
+        parts.append((j <= i)[None, None])
+    if problem.keep is not None:
+        parts.append(problem.keep[:, :, None, keys])
+    if problem.mask is not None:
+        parts.append(problem.mask[:, :, rows, keys])
+    if not parts:
+        return None
+    allowed = parts[0]
+    for part in parts[1:]:
+        allowed = allowed & part
+    return allowed
+
+
+def _weights(kind: str, logits: Tensor, allowed: Tensor | None) -> Tensor:
+    if kind == "softmax":
+        return _softmax(logits, allowed)
+    weights = torch.sigmoid(logits) if kind == "sigmoid" else logits
+    return weights if allowed is None else weights.masked_fill(~allowed, 0.0)
+
+
+def _softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax over the allowed keys; a row without any is zero and has a zero gradient."""
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    top = logits.detach().amax(-1, keepdim=True)
+    weights = torch.exp(logits - torch.where(torch.isfinite(top), top, torch.zeros_like(top)))
+    return _divide(weights, weights.sum(-1, keepdim=True))
+
+
+def _divide(weights: Tensor, total: Tensor) -> Tensor:
+    """``weights / total``, zero where the total is zero."""
+    empty = total == 0
+    return torch.where(empty, torch.zeros_like(weights), weights / total.masked_fill(empty, 1.0))

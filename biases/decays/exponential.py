@@ -1,0 +1,67 @@
+"""Exponential decay in one dimension: the weight falls by a constant ratio ``gamma`` per token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from biases._checks import fail, one_of, positive_int, rank
+from biases.backends import DecayTerm, LinearTerm
+from biases.backends.terms import PLACEMENTS
+
+
+def retnet_log_rates(heads: int) -> Tensor:
+    """``log gamma_h`` with ``gamma_h = 1 - 2^(-5 - h)``, h = 0..H-1 (torchscale): (H,), float64, negative."""
+    positive_int("retnet_log_rates heads", heads)
+    return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64))))
+
+
+def rmt_log_rates(heads: int, initial: float = 2.0, span: float = 4.0) -> Tensor:
+    """``log gamma_h`` with ``gamma_h = 1 - 2^(-a - (b - a) h / H)`` (RMT, arXiv 2309.11523 Eq. 8): (H,), float64, negative.
+
+    Args:
+        heads: number of heads H.
+        initial: a, positive. With a = 2, gamma_0 = 0.75.
+        span: b - a, the code's ``heads_range``, at least 0; 0 gives all heads the same rate.
+    """
+    positive_int("rmt_log_rates heads", heads)
+    if not initial > 0:
+        fail("rmt_log_rates initial", "a positive number", initial)
+    if not span >= 0:
+        fail("rmt_log_rates span", "at least 0", span)
+    exponent = initial + span * torch.arange(heads, dtype=torch.float64) / heads
+    return torch.log1p(-(2.0**-exponent))
+
+
+def log_of_rates(what: str, gamma: Tensor) -> Tensor:
+    """``log gamma``, (H,), checked to lie in (0, 1]."""
+    rank(what, gamma, "H")
+    if not bool(((gamma > 0) & (gamma <= 1)).all()):
+        fail(what, "rates in (0, 1]", gamma.tolist())
+    return torch.log(gamma)
+
+
+class ExponentialDecay(LinearTerm, DecayTerm):
+    """``gamma_h^(i - j)``, or ``gamma_h^|i - j|`` if symmetric.
+
+    Args:
+        log_rates: ``log gamma`` of each head, (H,), at most 0; may carry gradients.
+        symmetric: absolute distance (arXiv 2309.11523 Eq. 3); otherwise for causal attention only.
+        placement: see :class:`~biases.backends.DecayTerm`.
+
+    Raises:
+        ValueError: a positive log rate, unknown placement.
+    """
+
+    def __init__(self, log_rates: Tensor, *, symmetric: bool = False, placement: str = "logits") -> None:
+        rank("ExponentialDecay log_rates", log_rates, "H")
+        if not bool((log_rates <= 0).all()):
+            fail("ExponentialDecay log_rates", "log gamma, at most 0", log_rates.tolist())
+        one_of("ExponentialDecay placement", placement, PLACEMENTS)
+        super().__init__(-log_rates, symmetric=symmetric)
+        self.placement = placement
+
+    @classmethod
+    def from_rates(cls, gamma: Tensor, *, symmetric: bool = False, placement: str = "logits") -> ExponentialDecay:
+        """From the rates ``gamma`` in (0, 1], (H,)."""
+        return cls(log_of_rates("ExponentialDecay gamma", gamma), symmetric=symmetric, placement=placement)

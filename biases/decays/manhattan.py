@@ -1,0 +1,65 @@
+"""Manhattan spatial decay on a grid (RMT, arXiv 2309.11523 Eq. 4): ``D_nm = gamma^(|x_n - x_m| + |y_n - y_m|)``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from biases._checks import fail, one_of, positive_int, rank
+from biases.backends import DecayTerm, Geometry
+from biases.backends.terms import PLACEMENTS, Form, Toeplitz
+from biases.decays.exponential import ExponentialDecay, rmt_log_rates
+
+
+class ManhattanDecay(DecayTerm):
+    """``gamma_h^(|dy| + |dx|)`` over the tokens of a height x width map in raster order (y major).
+
+    RMT's code adds the logarithm to the logits, its Eq. 5 multiplies after the softmax and does not renormalise: the
+    ``placement`` names which is meant.
+
+    Args:
+        height, width: size of the map.
+        log_rates: number of heads, for :func:`rmt_log_rates`, or ``log gamma`` (H,), at most 0; may carry gradients.
+        placement: ``"logits"`` (the code), ``"weights"`` (as printed) or ``"weights-renormalised"``.
+
+    Raises:
+        ValueError: sizes that are not positive, a positive log rate, unknown placement.
+    """
+
+    def __init__(self, height: int, width: int, log_rates: int | Tensor, *, placement: str = "logits") -> None:
+        self.height = positive_int("ManhattanDecay height", height)
+        self.width = positive_int("ManhattanDecay width", width)
+        rates = rmt_log_rates(log_rates) if isinstance(log_rates, int) else log_rates
+        rank("ManhattanDecay log_rates", rates, "H")
+        if not bool((rates <= 0).all()):
+            fail("ManhattanDecay log_rates", "log gamma, at most 0", rates.tolist())
+        one_of("ManhattanDecay placement", placement, PLACEMENTS)
+        self.log_rates = rates
+        self.placement = placement
+        self.heads = rates.shape[0]
+
+    def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
+        down = (i // self.width - j // self.width).abs()
+        across = (i % self.width - j % self.width).abs()
+        rates = self.log_rates.to(device=i.device, dtype=dtype)
+        return (rates[:, None, None] * (down + across).to(dtype))[None]
+
+    def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form | None:
+        if 1 not in (self.height, self.width):
+            return None
+        distance = geometry.distances(device).abs().to(dtype)
+        return Toeplitz(self.log_rates.to(device=device, dtype=dtype)[:, None] * distance)
+
+    def check(self, geometry: Geometry, batch: int, heads: int) -> None:
+        super().check(geometry, batch, heads)
+        tokens = self.height * self.width
+        if (geometry.L, geometry.S, geometry.offset) != (tokens, tokens, 0):
+            expected = f"L = S = {self.height} x {self.width} = {tokens}"
+            fail("ManhattanDecay", expected, f"L = {geometry.L}, S = {geometry.S}")
+
+    def axes(self) -> tuple[ExponentialDecay, ExponentialDecay]:
+        """The decays along a column (vertical) and along a row (horizontal); their sum is the whole (Eq. 6)."""
+        return (
+            ExponentialDecay(self.log_rates, symmetric=True, placement=self.placement),
+            ExponentialDecay(self.log_rates, symmetric=True, placement=self.placement),
+        )

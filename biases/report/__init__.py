@@ -1,0 +1,7 @@
+"""The dashboard: verification, benchmarks, ablations and the zoo on one offline HTML page."""
+
+from __future__ import annotations
+
+from biases.report.page import MAX_BYTES, render, write
+
+__all__ = ["MAX_BYTES", "render", "write"]

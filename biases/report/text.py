@@ -1,0 +1,176 @@
+"""Reading plain values out of results, and printing them for people.
+
+Files hold bytes, seconds and nats per character; the friendlier units appear on the page only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from biases._checks import fail
+
+DASH = "–"
+
+
+def section(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The mapping under ``name``; empty where it is missing or ``None``.
+
+    Raises:
+        ValueError: it is something else than a mapping.
+    """
+    value = results.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        fail(f"results {name!r}", "a mapping", type(value).__name__)
+    return value
+
+
+def rows(parent: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The list of mappings under ``name``; empty where it is missing or ``None``.
+
+    Raises:
+        ValueError: it is something else than a list of mappings.
+    """
+    value = parent.get(name)
+    if value is None:
+        return []
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        fail(f"results {name!r}", "a list of mappings", type(value).__name__)
+    for item in value:
+        if not isinstance(item, Mapping):
+            fail(f"an entry of {name!r}", "a mapping", type(item).__name__)
+    return list(value)
+
+
+def finite(what: str, value: object) -> float | None:
+    """``value`` as a float; ``None`` where it is missing or not finite.
+
+    Raises:
+        ValueError: it is not a number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fail(what, "a number or None", repr(value))
+    return float(value) if math.isfinite(value) else None
+
+
+def numbers(what: str, values: object, count: int | None = None) -> list[float | None]:
+    """A list of numbers, with ``None`` for what is not finite.
+
+    Raises:
+        ValueError: not a list of numbers, or not ``count`` of them.
+    """
+    if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
+        fail(what, "a list of numbers", type(values).__name__)
+    if count is not None and len(values) != count:
+        fail(what, f"{count} numbers", len(values))
+    return [finite(what, value) for value in values]
+
+
+def interval(what: str, value: object) -> tuple[float | None, float | None]:
+    """The two ends of an interval; ``(None, None)`` where it was refused or is missing."""
+    if value is None:
+        return None, None
+    low, high = numbers(what, value, 2)
+    return low, high
+
+
+def words(value: object) -> str:
+    """Any JSON-ready value as text; a missing one is a dash."""
+    if value is None or value == "":
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Four significant digits, a true minus sign; a dash for ``None``."""
+    if value is None:
+        return DASH
+    digits = f"{value:+.4g}" if signed and value else f"{value:.4g}"
+    return digits.replace("-", "−")
+
+
+def span(low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """An interval in brackets; a dash where an end is missing."""
+    if low is None or high is None:
+        return DASH
+    return f"[{number(low, signed=signed)}, {number(high, signed=signed)}]"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio to the floor, as ``×1.23``."""
+    return DASH if value is None else f"×{value:.3g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return DASH
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.3g} {unit}" if unit != "B" else f"{value:.0f} B"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def duration(value: float | None) -> str:
+    """Seconds in the unit that reads best."""
+    if value is None:
+        return DASH
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
+        if abs(value) < limit and value:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def listing(items: Iterable[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    names = list(items)
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as flat (dotted name, text) pairs."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            pairs += facts(value, f"{name}.")
+        else:
+            pairs.append((name, words(value)))
+    return pairs
+
+
+def seeds(values: Iterable[object]) -> list[object]:
+    """Seeds in numeric order, whether they are integers or, after JSON, strings."""
+
+    def order(seed: object) -> tuple[int, int, str]:
+        text = str(seed)
+        return (0, int(text), "") if text.isdecimal() else (1, 0, text)
+
+    return sorted(values, key=order)
+
+
+def label(value: object, width: int = 22) -> str:
+    """A name for a chart: inert (plotly reads tags in text) and broken into lines at spaces."""
+    lines = textwrap.wrap(str(value), width, break_long_words=False, break_on_hyphens=False) or [""]
+    return "<br>".join(escape(line, quote=False) for line in lines)

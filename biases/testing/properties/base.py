@@ -1,0 +1,107 @@
+"""What a property is, and the table of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from biases._checks import fail
+from biases.testing.compare import assert_tolerance
+from biases.testing.strategies import examples
+from biases.testing.subject import Case, Layer
+from biases.traits import Traits
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+Widths = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Property:
+    """One promise and the way it is put to the test.
+
+    Attributes:
+        name: kebab-case, states the promise.
+        promise: one sentence.
+        check: raises ``AssertionError`` where the example breaks the promise, and
+            :class:`~biases.testing.subject.NotApplicable` where the layer turns out to be of another kind.
+        trait: the trait that makes it apply, in words; ``None``: every attention layer.
+        reason: from the traits to why it does not apply; ``None``: it applies.
+        inputs: keyword arguments of :func:`biases.testing.strategies.examples`.
+    """
+
+    name: str
+    promise: str
+    check: Callable[[Case], None]
+    trait: str | None = None
+    reason: Callable[[Traits], str | None] = field(default=lambda traits: None)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def applies(self, traits: Traits) -> str | None:
+        """Why the property does not apply to a layer of these traits; ``None`` where it does."""
+        if traits.domain != "sequence":
+            return f"it needs a (B, T, C) layer, and Traits.domain is {traits.domain!r}"
+        return self.reason(traits)
+
+    def strategy(self, widths: Widths) -> SearchStrategy[dict[str, Any]]:
+        """Strategy of examples, for layers of these ``(dim, heads)``."""
+        return examples(widths, **self.inputs)
+
+
+PROPERTIES: dict[str, Property] = {}
+
+
+def promises(
+    name: str,
+    promise: str,
+    *,
+    trait: str | None = None,
+    reason: Callable[[Traits], str | None] = lambda traits: None,
+    **inputs: Any,
+) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
+    """Enter the decorated check into :data:`PROPERTIES`."""
+    if name in PROPERTIES:
+        fail("property name", "a name not yet taken", repr(name))
+
+    def enter(check: Callable[[Case], None]) -> Callable[[Case], None]:
+        PROPERTIES[name] = Property(name, promise, check, trait, reason, inputs)
+        return check
+
+    return enter
+
+
+def magnitude(*tensors: Tensor) -> float:
+    """The largest finite absolute value."""
+    finite = [t[t.isfinite()].abs().max().item() for t in tensors if t.isfinite().any()]
+    return float(max(finite, default=0.0))
+
+
+def rounding_of(x: Tensor) -> float:
+    """16 roundings of the largest value, in float32 even for float64: layers may work in float32 inside."""
+    return 16 * max(torch.finfo(torch.float32).eps, torch.finfo(x.dtype).eps) * magnitude(x)
+
+
+def noise(case: Case, layer: Layer, x: Tensor, out: Tensor) -> float:
+    """How far rounding the input in float32 moves the output: what an ill-conditioned input excuses."""
+    eps = torch.finfo(torch.float32).eps
+    moved = 0.0
+    for draw in range(2):
+        sign = torch.rand(x.shape, generator=case.generator(10 + draw), dtype=torch.float64).round() * 2 - 1
+        nearby = case.call(layer, x * (1 + eps * sign).to(x.dtype))
+        moved = max(moved, magnitude(nearby - out))
+    return moved
+
+
+def assert_alike(case: Case, layer: Layer, x: Tensor, out: Tensor, pair: tuple[Tensor, Tensor], what: str) -> None:
+    """Assert that ``pair``, (got, expected), agrees as results of one computation in other shapes must.
+
+    Matrix products round differently in other shapes, so the tolerance is that rounding, and what the same
+    rounding of the input ``x`` does to ``out``.
+    """
+    tolerance = rounding_of(out) + 8 * noise(case, layer, x, out)
+    assert_tolerance(*pair, tolerance=tolerance, what=what, nan_equal=True)

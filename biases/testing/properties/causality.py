@@ -1,0 +1,88 @@
+"""Promises of layers that declare ``Traits.causal``: token t is computed from tokens 0 to t.
+
+Catalogue of published faults of this kind: flash-sparse-attention#146, nanochat#844 (statistics and summaries
+taken over the whole sequence before the mask).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from biases.testing.compare import assert_tolerance
+from biases.testing.properties.base import assert_alike, magnitude, promises, rounding_of
+from biases.testing.properties.interface import gradients_of
+from biases.testing.subject import Case
+from biases.traits import Traits
+
+CAUSAL = "Traits.causal is True"
+
+
+def not_causal(traits: Traits) -> str | None:
+    return None if traits.causal else "it needs a causal layer, and Traits.causal is False"
+
+
+@promises(
+    "future-independence",
+    "Changing the tokens after t does not change the outputs up to t.",
+    trait=CAUSAL,
+    reason=not_causal,
+    min_length=2,
+    cut=True,
+    choices={"change": ("small", "large")},
+)
+def future_independence(case: Case) -> None:
+    layer, x, out = case.run(case.precise)
+    last = case.example["position"]
+    future = x[:, last + 1 :]
+    draw = torch.randn(future.shape, generator=case.generator(), dtype=torch.float64).to(x.dtype)
+    changed = x.clone()
+    if case.example["change"] == "small":
+        changed[:, last + 1 :] = future + 0.1 * (magnitude(x) or 1.0) * draw
+    else:
+        changed[:, last + 1 :] = 1e4 * draw
+    after = case.call(layer, changed)
+    assert_tolerance(
+        after[:, : last + 1],
+        out[:, : last + 1],
+        # Rounding at the size of the changed tokens' own outputs is allowed: convolutions by FFT share it.
+        tolerance=max(rounding_of(out), rounding_of(after)),
+        what=f"outputs 0..{last} after changing tokens {last + 1}..{x.shape[1] - 1}",
+        nan_equal=True,
+    )
+
+
+@promises(
+    "future-gradient",
+    "The gradient of the output at t is zero for the tokens after t.",
+    trait=CAUSAL,
+    reason=not_causal,
+    min_length=2,
+    cut=True,
+)
+def future_gradient(case: Case) -> None:
+    layer, x = case.layer(case.precise), case.input(case.precise).detach().requires_grad_()
+    t = case.example["position"]
+    (gradient,) = gradients_of(case, case.call(layer, x, grad=True), [x], slice(t, t + 1))
+    if gradient is None:
+        return
+    assert_tolerance(
+        gradient[:, t + 1 :],
+        torch.zeros_like(gradient[:, t + 1 :]),
+        tolerance=rounding_of(gradient[:, : t + 1]),
+        what=f"gradient of output {t} for tokens {t + 1}..{x.shape[1] - 1}",
+    )
+
+
+@promises(
+    "prefix-consistency",
+    "The output for a prefix of the input is the prefix of the output.",
+    trait=CAUSAL,
+    reason=not_causal,
+    min_length=2,
+    cut=True,
+)
+def prefix_consistency(case: Case) -> None:
+    layer, x, out = case.run(case.precise)
+    length = case.example["position"] + 1
+    alone = case.call(layer, x[:, :length])
+    assert_alike(case, layer, x, out, (alone, out[:, :length]), f"output for the first {length} of {x.shape[1]} tokens")

@@ -1,0 +1,74 @@
+"""Promises that examples, and layers, do not influence one another."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+from biases.testing.properties.base import assert_alike, promises
+from biases.testing.strategies import MODERATE, WIDTHS, make_tensor
+from biases.testing.subject import BuildError, Case, Violation
+
+
+@promises(
+    "batch-independence",
+    "An example's output depends neither on the other examples of the batch nor on their number.",
+    min_batch=2,
+    choices={"others": ("removed", "replaced")},
+)
+def batch_independence(case: Case) -> None:
+    layer, x, out = case.run(case.precise)
+    if case.example["others"] == "removed":
+        got, what = case.call(layer, x[:1]), "output of example 0 alone"
+    else:
+        replaced = torch.randn(x.shape, generator=case.generator(), dtype=torch.float64).to(x.dtype)
+        replaced[:1] = x[:1]
+        got, what = case.call(layer, replaced)[:1], "output of example 0 beside others"
+    assert_alike(case, layer, x, out, (got, out[:1]), what)
+
+
+@promises("batch-permutation", "Permuting the batch permutes the outputs.", min_batch=2)
+def batch_permutation(case: Case) -> None:
+    layer, x, out = case.run(case.precise)
+    order = torch.randperm(len(x), generator=case.generator())
+    if torch.equal(order, torch.arange(len(x))):
+        order = order.flip(0)
+    got = case.call(layer, x[order])
+    assert_alike(case, layer, x, out, (got, out[order]), f"output for the batch in the order {order.tolist()}")
+
+
+@promises(
+    "no-hidden-state",
+    "Neither other layers, built or called in between, nor earlier calls change a layer's output.",
+    among=MODERATE,
+)
+def no_hidden_state(case: Case) -> None:
+    x = case.input(case.precise)
+    with case.subject.isolated():
+        alone = case.call(case.layer(case.precise), x)
+    _use_others(case)
+    layer = case.layer(case.precise)
+    out = case.call(layer, x)
+    assert_alike(case, layer, x, out, (out, alone), "output after other layers were used, against before")
+    for length in (case.example["length"], case.example["length"] + 3):
+        shape = (case.example["batch"] + 1, length, case.example["dim"])
+        case.call(layer, make_tensor(shape, seed=case.example["seed"] + 1, dtype=case.precise))
+    _use_others(case)
+    again = case.call(layer, x)
+    assert_alike(case, layer, x, out, (again, out), "output after calls in between, against before")
+
+
+def _use_others(case: Case) -> None:
+    """Build and call the same layer with other parameters, without options, and in other widths."""
+    dim, heads, options = case.example["dim"], case.example["heads"], dict(case.subject.options)
+    others = [(dim, heads, options), *((*width, options) for width in WIDTHS[:3])]
+    if options:
+        others.append((dim, heads, {}))
+    seed = case.example["seed"] + 1
+    for width, count, chosen in others:
+        # Whether those layers work is not the question here.
+        with suppress(BuildError, Violation):
+            layer = case.subject.build(width, count, seed=seed, options=chosen)
+            layer = layer.to(case.precise) if isinstance(layer, torch.nn.Module) else layer
+            case.call(layer, make_tensor((2, case.example["length"], width), seed=seed, dtype=case.precise))

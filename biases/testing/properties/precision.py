@@ -1,0 +1,125 @@
+"""Promises about rounding: a layer in low precision stays near its float64 self.
+
+Tolerance rule: attention-gym (``attn_gym/testing/kda.py``), see :mod:`biases.testing.compare`. An arbitrary
+layer has no
+reference in low precision, so the honest error is measured instead: what rounding every parameter and the
+input does to the float64 result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from biases.testing.compare import assert_tolerance, error_budget
+from biases.testing.properties.base import promises
+from biases.testing.strategies import MODERATE
+from biases.testing.subject import Case, Layer, NotApplicable, Violation
+
+_LOW = (torch.float16, torch.bfloat16, torch.float32)
+_UNSUPPORTED = ("not implemented for", "unsupported dtype", "unsupported scalar", "not supported for")
+
+
+@promises(
+    "float64-agreement",
+    "The float32 output is the float64 output up to float32 rounding, without lower precision inside.",
+    among=MODERATE,
+    max_length=16,
+)
+def float64_agreement(case: Case) -> None:
+    _, _, out = case.run(torch.float32)
+    reference, honest = _reference(case, torch.float32)
+    budget = 4 * max(error_budget(reference, low) for low in honest)
+    _assert_budget(out, reference, honest, budget, "float32 output")
+
+
+@promises(
+    "bfloat16-budget",
+    "The bfloat16 output is off from float64 by no more than rounding parameters and input explains.",
+    among=MODERATE,
+    max_length=32,
+)
+def bfloat16_budget(case: Case) -> None:
+    layer, x = case.layer(torch.bfloat16), case.input(torch.bfloat16)
+    try:
+        out = case.call(layer, x)
+    except Violation as error:
+        if any(words in str(error).lower() for words in _UNSUPPORTED):
+            raise NotApplicable(f"the layer does not take bfloat16: {error}") from error
+        raise
+    reference, honest = _reference(case, torch.bfloat16)
+    budget = 2 * max(error_budget(reference, low) for low in honest)
+    _assert_budget(out, reference, honest, budget, "bfloat16 output")
+
+
+class _Float64Inside(TorchDispatchMode):
+    """Turn every cast to a lower floating dtype into a cast to float64."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        chosen = dict(kwargs or {})
+        if chosen.get("dtype") in _LOW:
+            chosen["dtype"] = torch.float64
+        return func(*args, **chosen)
+
+
+def _reference(case: Case, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """The float64 output for parameters and input rounded to ``dtype``, and three honest ones in ``dtype``.
+
+    Buffers are not rounded: a table of positions or slopes that loses its precision is a fault.
+    """
+    if case.precise != torch.float64:
+        raise NotApplicable("the layer does not take float64, so that it has no reference")
+    x = case.input(torch.float64, drawn_as=dtype)
+    reference = _call_float64(case, _rounded(case, dtype), x)
+    honest = []
+    for draw in range(3):
+        generator = case.generator(20 + draw)
+        near = _spread(x, dtype, generator)
+        honest.append(_call_float64(case, _rounded(case, dtype, generator), near).to(dtype))
+    return reference, honest
+
+
+def _rounded(case: Case, dtype: torch.dtype, generator: torch.Generator | None = None) -> Layer:
+    layer = case.layer(torch.float64)
+    if isinstance(layer, torch.nn.Module):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                if parameter.is_floating_point():
+                    rounded = parameter.to(dtype).to(torch.float64)
+                    parameter.copy_(rounded if generator is None else _spread(rounded, dtype, generator))
+    return layer
+
+
+def _spread(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    by = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    return x * (1 + torch.finfo(dtype).eps * by)
+
+
+def _call_float64(case: Case, layer: Layer, x: Tensor) -> Tensor:
+    try:
+        with _Float64Inside():
+            out = case.call(layer, x)
+    except Violation:
+        # A float32 tensor made inside the layer no longer meets its like: plain float64 is next best.
+        out = case.call(layer, x)
+    return out.to(torch.float64)
+
+
+def _assert_budget(out: Tensor, reference: Tensor, honest: list[Tensor], budget: float, what: str) -> None:
+    dtype = honest[0].dtype
+    if out.dtype != dtype:
+        raise Violation(f"{what}: expected dtype {dtype}, got {out.dtype}")
+    finite = reference.isfinite()
+    error = max(((low.double() - reference)[finite].abs().max().item() for low in honest), default=0.0)
+    note = f"rounding the parameters and the input to {dtype} alone moves it by {error:.3g}"
+    assert_tolerance(out.double(), reference, tolerance=budget, what=what, note=note, nan_equal=True)

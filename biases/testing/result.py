@@ -1,0 +1,71 @@
+"""What the battery says about one property of one subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from biases._checks import fail, one_of
+
+STATUSES = ("passed", "failed", "xfailed", "xpassed", "not_applicable", "error")
+_RAN = ("passed", "failed", "xfailed", "xpassed")
+_BAD = ("failed", "xpassed", "error")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one property on one subject.
+
+    Attributes:
+        subject: name of the layer.
+        property: name of the property.
+        promise: what the property promises, in one sentence.
+        status: ``"passed"``; ``"failed"``; ``"xfailed"``, a known failure that failed; ``"xpassed"``, a known
+            failure that passed, which is a fault of the list; ``"not_applicable"``; ``"error"``, the layer
+            could not be built or a known failure names no property that applies.
+        examples: how many inputs were tried, those tried while shrinking included.
+        counterexample: the smallest failing example, as JSON values; ``None`` where there is none.
+        message: why; empty where passed.
+        reproduce: a Python script that fails with this message; empty where there is no counterexample.
+        seconds: wall time.
+    """
+
+    subject: str
+    property: str
+    promise: str
+    status: str
+    examples: int = 0
+    counterexample: Mapping[str, Any] | None = None
+    message: str = ""
+    reproduce: str = ""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of("Result status", self.status, STATUSES)
+        if self.examples < 0:
+            fail("Result examples", "a count of at least 0", self.examples)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.counterexample is not None:
+            values["counterexample"] = dict(self.counterexample)
+        return values
+
+
+def summary(results: Iterable[Result]) -> dict[str, int]:
+    """Count results: ``total``, ``ran`` (put to the test) and one entry for each status."""
+    listed = list(results)
+    counts = {status: sum(r.status == status for r in listed) for status in STATUSES}
+    return {"total": len(listed), "ran": sum(r.status in _RAN for r in listed), **counts}
+
+
+def exit_code(results: Iterable[Result]) -> int:
+    """0: all well; 1: something failed; 3: nothing was checked, for one subject at least."""
+    listed = list(results)
+    if any(r.status in _BAD for r in listed):
+        return 1
+    subjects = {r.subject for r in listed}
+    checked = {r.subject for r in listed if r.status in _RAN}
+    return 0 if subjects and subjects == checked else 3

@@ -1,0 +1,51 @@
+"""The zoo: every registered variant, by name.
+
+A name may carry options: ``ega[statistics=prefix]``. Importing this module imports every bias; adding one takes its own file
+and the line that imports it in its folder's ``__init__``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+import biases.models  # noqa: F401
+from biases._checks import fail, one_of
+from biases.layers.build import layer, position
+from biases.registry import Variant, get, names
+
+__all__ = ["Variant", "factory", "get", "layer", "model", "names", "position", "source_file"]
+
+
+def model(name: str, **options: Any) -> nn.Module:
+    """Build the model ``name`` with the options of its class.
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    variant = get(name)
+    if variant.kind != "model":
+        fail(f"zoo name {name!r}", "a model", f"a {variant.kind}")
+    for option in options:
+        one_of(f"option of {variant.name}", option, sorted(variant.options))
+    return variant.make(**{**variant.options, **options})
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """``factory(dim, heads, **options)`` of the layer ``name``, with its ``traits``, as the battery takes it."""
+    variant = get(name)
+
+    def make_layer(dim: int, heads: int, **options: Any) -> nn.Module:
+        return layer(name, dim, heads, **options)
+
+    make_layer.__name__ = name
+    make_layer.traits = variant.traits  # type: ignore[attr-defined]
+    return make_layer
+
+
+def source_file(name: str) -> str:
+    """The file that declares ``name``."""
+    return inspect.getsourcefile(get(name).make) or ""
