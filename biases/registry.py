@@ -58,6 +58,10 @@ class Variant:
 VARIANTS: dict[str, Variant] = {}
 
 
+def _always(value: Any) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda _options: value
+
+
 def register(
     name: str,
     *,
@@ -91,8 +95,8 @@ def register(
             family=family,
             summary=summary,
             make=make,
-            traits_of=traits if callable(traits) else (lambda _options, fixed=traits: fixed),
-            known_failures_of=failures if callable(failures) else (lambda _options, fixed=failures: fixed),
+            traits_of=traits if callable(traits) else _always(traits),
+            known_failures_of=failures if callable(failures) else _always(failures),
             parameters=parameters,
             notes=notes,
             options=options,

@@ -56,7 +56,8 @@ class Traits:
         normalisation: ``"row"`` (non-negative weights that sum to 1) or ``"none"``.
         empty_row: output where no key may be seen: ``"zero"``, ``"mean"`` of the values or ``"nan"``.
         gate_range: open interval of the gate.
-        gate_sees: what the gate of a token is computed from: the ``"token"``, its ``"prefix"`` or the whole ``"window"``.
+        gate_sees: what the gate of a token is computed from: the ``"token"``, its ``"prefix"`` or the whole
+            ``"window"``.
         decay: see :class:`Decay`.
         position: ``"absolute"``, ``"relative"`` or ``"none"``.
         equivariant_to: names among ``"permutation"``, ``"shift"``, ``"flip"``, ``"transpose"``.

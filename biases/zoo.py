@@ -1,7 +1,7 @@
 """The zoo: every registered variant, by name.
 
-A name may carry options: ``ega[statistics=prefix]``. Importing this module imports every bias; adding one takes its own file
-and the line that imports it in its folder's ``__init__``.
+A name may carry options: ``ega[statistics=prefix]``. Importing this module imports every bias; adding one takes its own
+file and the line that imports it in its folder's ``__init__``.
 """
 
 from __future__ import annotations

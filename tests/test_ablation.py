@@ -80,6 +80,14 @@ def build(cell, vocab):
     return model
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def text():
     return Text.from_string("words", "the quick brown fox jumps over the lazy dog; " * 60)
@@ -121,9 +129,7 @@ class TestSpec:
         assert len({c.id for c in [cell(), *others]}) == 7
 
     def test_equal_numbers_and_mappings_hash_alike(self):
-        a = cell(
-            train=replace(FAST, clip=1, betas=[0.9, 0.95]), model=replace(SMALL, options={"attention": {}})
-        )
+        a = cell(train=replace(FAST, clip=1, betas=[0.9, 0.95]), model=replace(SMALL, options={"attention": {}}))
         assert a == cell()
         assert a.id == cell().id
         options = [{"a": 1, "b": 2}, {"b": 2, "a": 1}]
@@ -216,9 +222,7 @@ class TestEvaluation:
             got = truncated_losses(model, inputs, targets, pairs, batch=3, device="cpu")
             for (window, t), loss in zip(pairs.tolist(), got.tolist(), strict=True):
                 logits = model.eval()(inputs[window : window + 1, : t + 1])[0, -1]
-                assert loss == pytest.approx(
-                    nn.functional.cross_entropy(logits, targets[window, t]).item(), abs=1e-5
-                )
+                assert loss == pytest.approx(nn.functional.cross_entropy(logits, targets[window, t]).item(), abs=1e-5)
             full = full_losses(model, inputs, targets, batch=3, device="cpu")[pairs[:, 0], pairs[:, 1]]
             last = pairs[:, 1] == 11
             assert torch.allclose(got[last], full[last], atol=1e-5)
@@ -438,12 +442,7 @@ class TestGrid:
         assert len(files(tmp_path)) == 4
 
     def test_workers_give_the_same_numbers(self, grid, tmp_path):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            here = run_grid(grid, tmp_path / "here", build=build)
-        finally:
-            torch.set_num_threads(threads)
+        here = run_grid(grid, tmp_path / "here", build=build)
         events = []
         pooled = run_grid(grid, tmp_path / "pool", build=build, workers=2, progress=events.append)
         assert [r["metrics"] for r in pooled] == [r["metrics"] for r in here]
@@ -511,7 +510,8 @@ def start_process(grid, out, steps, workers=1, hang_in=None):
     code = OTHER_PROCESS.format(
         paths=paths, data=grid.data, out=str(out), steps=steps, workers=workers, hang_in=hang_in
     )
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(process, start):
@@ -541,7 +541,7 @@ class TestSharing:
         process.stdout.close()
 
     def test_processes_on_one_directory_do_not_run_a_cell_twice(self, grid, tmp_path):
-        steps = 150
+        steps = 40
         shared = replace(grid, train=replace(FAST, steps=steps))
         processes = [start_process(grid, tmp_path / "run", steps) for _ in range(2)]
         outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]

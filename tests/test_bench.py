@@ -28,9 +28,14 @@ from biases.bench import (
 
 
 @pytest.fixture(autouse=True)
-def small_ceilings(monkeypatch):
-    """The default sizes would take longer than all the rest."""
+def small(monkeypatch):
+    """One thread and small ceilings: nothing here depends on a time, and threads wait for one another on a busy
+    machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     monkeypatch.setattr("biases.bench.suite.ceilings", partial(ceilings, size=64, copy_bytes=4096))
+    yield
+    torch.set_num_threads(threads)
 
 
 SHAPE = {"batch": 2, "heads": 2, "length": 48, "head_dim": 16}
@@ -275,9 +280,7 @@ def test_facts_are_plain_values_and_survive_missing_tools(monkeypatch):
 def test_the_revision_is_that_of_the_current_directory(monkeypatch, tmp_path):
     def git(*arguments):
         author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(
-            ["git", *author, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["git", *author, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     monkeypatch.chdir(tmp_path)
@@ -422,9 +425,7 @@ def planted_in_make(q, k, v):
 def test_a_planted_square_allocation_shows_in_the_peak(planted):
     torch.manual_seed(0)
     shape = {"batch": 1, "heads": 1, "length": 256, "head_dim": 8}
-    result = run(
-        Case("planted", reference=dense, **planted), Case("clean", reference=dense, run=fused), **shape
-    )
+    result = run(Case("planted", reference=dense, **planted), Case("clean", reference=dense, run=fused), **shape)
     planted_case, clean = result.cases
     assert result.ok, planted_case.message
     assert clean.peak_bytes == clean.floor_peak_bytes

@@ -283,7 +283,7 @@ def test_sections_and_headings_are_in_order(page: Page) -> None:
 
 def test_overview_states_the_findings(page: Page) -> None:
     text = page.text()
-    assert "56 checks of 7 properties on 8 subjects: 1 failed, 2 known failure, 45 passed" in text
+    assert "56 checks of 7 properties on 8 subjects: 1 failed, 2 known failures, 45 passed" in text
     assert "Broken promises: swat (float64-agreement)." in text
     assert "ega-token at ×1.07 (forward, length 256)" in text
     assert "ega - standard, learned: −0.31 nats per character [−0.36, −0.26] over 5 seeds, better." in text
@@ -347,9 +347,7 @@ def test_figures_are_valid_plotly_and_say_what_was_measured(page: Page) -> None:
     assert interaction["data"][1]["y"] == pytest.approx([1.59, 1.50])
 
 
-@pytest.mark.parametrize(
-    "empty", [{}, {"verification": {}, "bench": {"rows": []}, "ablation": None, "zoo": []}]
-)
+@pytest.mark.parametrize("empty", [{}, {"verification": {}, "bench": {"rows": []}, "ablation": None, "zoo": []}])
 def test_empty_sections_name_their_command(empty: dict) -> None:
     html = render({**empty, "missing": {"ablation": "Stopped before the first seed was finished."}})
     page = Page(html)
@@ -382,9 +380,7 @@ def test_refused_and_missing_numbers_leave_no_broken_chart() -> None:
 
 
 def test_an_interval_that_was_refused_leaves_the_mean_alone() -> None:
-    row = ablation_view.contrast(
-        {"name": "a - b", "mean": 0.1, "interval": None, "n": 2, "verdict": "refused"}
-    )
+    row = ablation_view.contrast({"name": "a - b", "mean": 0.1, "interval": None, "n": 2, "verdict": "refused"})
     bars = charts.forest([row], "nats per character")["data"][0]["error_x"]
     assert (bars["array"], bars["arrayminus"]) == ([0.0], [0.0])
 
@@ -396,9 +392,7 @@ def _poison(value: object) -> object:
     """Every text of the results followed by an attack, keys of arms and facts too; statuses stay."""
     if isinstance(value, dict):
         return {
-            (key + ATTACK if key in ("cpu", "ega+mope", "torch") else key): v
-            if key == "status"
-            else _poison(v)
+            (key + ATTACK if key in ("cpu", "ega+mope", "torch") else key): v if key == "status" else _poison(v)
             for key, v in value.items()
         }
     if isinstance(value, list):

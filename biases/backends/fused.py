@@ -8,8 +8,8 @@ key-bias   everything added to the logits depends on the key: :mod:`biases.backe
            the bias ``log g``, as ``A_ij g_j / sum_k A_ik g_k = softmax(s_ij + log g_j)``; causal ALiBi is
            ``m j``, as the row constant ``-m i`` cancels under the softmax
 channels   a low-rank bias: more channels on queries and keys
-toeplitz   a bias of the distance: reverse keys and values, ``j' = S - 1 - j``; then ``i - j = i + j' - (S - 1)``, so the
-           mask is a Hankel matrix, which is a view of L + S - 1 numbers with strides (1, 1)
+toeplitz   a bias of the distance: reverse keys and values, ``j' = S - 1 - j``; then ``i - j = i + j' - (S - 1)``, so
+           the mask is a Hankel matrix, which is a view of L + S - 1 numbers with strides (1, 1)
 mask       a boolean mask over pairs, handed to the stock kernel as it is
 chunkwise  linear weights with causal exponential decay: :mod:`biases.backends.chunkwise`
 tiles      everything else: :mod:`biases.backends.tiles`

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from biases.backends.terms import LowRank
 
-_CPU_FORWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_CPU_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+_CPU_FORWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_CPU_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 CHANNELS = 8
 
 
@@ -98,8 +98,8 @@ def extra_channels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values with channels that add a key bias and low-rank terms to ``scale q . k``.
 
-    In half precision every number is split into parts whose sum is exact, one channel each, so that the bias reaches the
-    logits as accurately as float32 accumulation allows.
+    In half precision every number is split into parts whose sum is exact, one channel each, so that the bias reaches
+    the logits as accurately as float32 accumulation allows.
     """
     batch, heads, L, _ = q.shape
     S = k.shape[2]

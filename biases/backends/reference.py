@@ -1,4 +1,5 @@
-"""The specification: dense attention, transcribed from the equations. Slow, L x S, and in float64 unless told otherwise.
+"""The specification: dense attention, transcribed from the equations. Slow, L x S, and in float64 unless told
+otherwise.
 
 With logits ``s_ij = scale q_i . k_j + bias_ij`` (+ log decay where it is placed before the weights):
 
@@ -6,8 +7,8 @@ With logits ``s_ij = scale q_i . k_j + bias_ij`` (+ log decay where it is placed
     sigmoid   A_ij = 1 / (1 + exp(-s_ij))             SWAT, arXiv 2502.18845 Eq. 3
     linear    A_ij = s_ij                             retention, arXiv 2309.11523 Eq. 2
 
-then decay placed after the weights, dropout, the key gate with its renormalisation (EGA, arXiv 2605.21842 Eq. 4), and the
-product with the values, in this order.
+then decay placed after the weights, dropout, the key gate with its renormalisation (EGA, arXiv 2605.21842 Eq. 4), and
+the product with the values, in this order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Any attention problem in O(L + S) memory: the dense formulas on one tile of queries after another.
 
-Nothing of a tile is kept for the backward pass; it is computed again. This is the fast path of what has no row statistics
-that a fused kernel could share (sigmoid weights), of decays placed after the weights, of learned Toeplitz biases, of
-biases without structure and of dropout.
+Nothing of a tile is kept for the backward pass; it is computed again. This is the fast path of what has no row
+statistics that a fused kernel could share (sigmoid weights), of decays placed after the weights, of learned Toeplitz
+biases, of biases without structure and of dropout.
 """
 
 from __future__ import annotations

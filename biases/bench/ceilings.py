@@ -60,9 +60,7 @@ def ceilings(
     chosen = measured_device(device)
     on_cuda = chosen.type == "cuda"
     n = positive_int("size", (8192 if on_cuda else 1024) if size is None else size)
-    total = positive_int(
-        "copy_bytes", (1 << 30 if on_cuda else 1 << 26) if copy_bytes is None else copy_bytes
-    )
+    total = positive_int("copy_bytes", (1 << 30 if on_cuda else 1 << 26) if copy_bytes is None else copy_bytes)
     # Not zeros: some processors multiply zeros faster, and pages never written to share one zero page.
     a, b = (torch.full((n, n), 0.5, dtype=dtype, device=chosen) for _ in range(2))
     product = torch.empty_like(a)

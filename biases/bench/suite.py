@@ -86,9 +86,7 @@ def bench_attention(
         "seconds": seconds,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-    inputs = draw(
-        (batch, heads, length, head_dim), dtype=dtype, device=chosen, direction=direction, seed=seed
-    )
+    inputs = draw((batch, heads, length, head_dim), dtype=dtype, device=chosen, direction=direction, seed=seed)
     floors = [floor_case(name, causal=causal) for causal, name in FLOORS.items()]
     found = {floor.name: _without_times(floor, inputs, is_floor=True) for floor in floors}
     for done, case in enumerate(cases):

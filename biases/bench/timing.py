@@ -168,8 +168,7 @@ def interleaved(
         if progress is not None:
             progress("timing", done + 1, rounds)
     return {
-        name: Samples(error=errors[name]) if name in errors else Samples(seconds=tuple(times[name]))
-        for name in cases
+        name: Samples(error=errors[name]) if name in errors else Samples(seconds=tuple(times[name])) for name in cases
     }
 
 

@@ -1,7 +1,7 @@
 """ALiBi: attention with linear biases (Press, Smith, Lewis, ICLR 2022, arXiv 2108.12409).
 
-The bias ``-m_h (i - j)`` is added to the logits of head ``h``. Under a softmax ``m_h j`` alone gives the same weights, as
-``-m_h i`` is constant along a row; under a sigmoid it does not, so this object always means the true difference.
+The bias ``-m_h (i - j)`` is added to the logits of head ``h``. Under a softmax ``m_h j`` alone gives the same weights,
+as ``-m_h i`` is constant along a row; under a sigmoid it does not, so this object always means the true difference.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def alibi_slopes(heads: int, rule: str = "press", *, balanced: bool = False) -> 
 
     Args:
         heads: number of heads, any positive integer.
-        rule: ``"press"``: ``2^(-8 k / n)``, k = 1..n, where n is a power of two; otherwise the slopes of the largest power
-            of two p below, then every second one of 2 p (the authors' code, commit 4b92f28). ``"geometric"``:
+        rule: ``"press"``: ``2^(-8 k / n)``, k = 1..n, where n is a power of two; otherwise the slopes of the largest
+            power of two p below, then every second one of 2 p (the authors' code, commit 4b92f28). ``"geometric"``:
             ``2^(-8 k / n)`` for every n (differs from the authors' by up to 0.69 at n = 12). ``"halving"``: ``2^-k``
             (SWAT, arXiv 2502.18845 Eq. 4).
-        balanced: half of the heads get the slopes of n / 2 heads, the other half the same with the opposite sign, so that
-            they look far back (SWAT Eq. 4).
+        balanced: half of the heads get the slopes of n / 2 heads, the other half the same with the opposite sign, so
+            that they look far back (SWAT Eq. 4).
 
     Raises:
         ValueError: ``heads`` is not positive, or is odd with ``balanced``; unknown rule.

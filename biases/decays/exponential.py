@@ -17,7 +17,8 @@ def retnet_log_rates(heads: int) -> Tensor:
 
 
 def rmt_log_rates(heads: int, initial: float = 2.0, span: float = 4.0) -> Tensor:
-    """``log gamma_h`` with ``gamma_h = 1 - 2^(-a - (b - a) h / H)`` (RMT, arXiv 2309.11523 Eq. 8): (H,), float64, negative.
+    """``log gamma_h`` with ``gamma_h = 1 - 2^(-a - (b - a) h / H)`` (RMT, arXiv 2309.11523 Eq. 8): (H,), float64,
+    negative.
 
     Args:
         heads: number of heads H.

@@ -7,9 +7,9 @@ Three forms of one function, ``o_n = scale sum_{m <= n} gamma^(n - m) (q_n . k_m
 * chunkwise: the fast path, with the factor ``gamma^(B - 1 - j)`` on the keys that the first version of the RetNet paper
   lacks (see :mod:`biases.backends.chunkwise`).
 
-The layer follows torchscale: rates ``1 - 2^(-5 - h)``, queries and keys rotated, an RMS norm without parameters over each
-head, and a swish gate before the output projection. torchscale also divides the rows of D and of the scores by positive
-numbers; the head norm removes any such factor (up to its epsilon), so they are left out.
+The layer follows torchscale: rates ``1 - 2^(-5 - h)``, queries and keys rotated, an RMS norm without parameters over
+each head, and a swish gate before the output projection. torchscale also divides the rows of D and of the scores by
+positive numbers; the head norm removes any such factor (up to its epsilon), so they are left out.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ For each head, from the block's normalised input x:
     e_j = w . x_j + b,   z_j = (e_j - mu) / sigma,   g_j = sigmoid(alpha (z_j - tau)),
     A'_ij = A_ij g_j / sum_k A_ik g_k.
 
-**Published EGA is not causal.** mu and sigma are taken over the whole window, so that every output sees all later tokens,
-in training and in the reported validation loss, although the papers call it strictly causal. ``statistics`` names the
+**Published EGA is not causal.** mu and sigma are taken over the whole window, so that every output sees all later
+tokens, in training and in the reported validation loss, although the papers call it strictly causal. ``statistics``
+names the
 choice: ``"window"`` (published), ``"prefix"`` (over the tokens up to the key, causal) or ``"none"`` (z = e, causal).
 
 Conventions of the released code that the papers leave open: population standard deviation clamped at 1e-8 instead of

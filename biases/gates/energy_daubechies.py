@@ -1,12 +1,13 @@
 """EGA-DB2 and EGA-DB4: the energy is that of fixed Daubechies wavelets. **Reconstructed.**
 
-arXiv 2605.21842 reports results (Table 3) but prints no equation, and no code is public. It says that the filters are fixed
-db2 and db4 and that the detail coefficients of each decomposition level are the energy. Ours, not the paper's:
+arXiv 2605.21842 reports results (Table 3) but prints no equation, and no code is public. It says that the filters are
+fixed db2 and db4 and that the detail coefficients of each decomposition level are the energy. Ours, not the paper's:
 
 * the signal is the channel mean of the normalised input, as in EGA-M;
-* the transform is undecimated (a trous) and causal, padded with zeros on the left, so that every token has a coefficient
-  at every level, of which there are four;
-* the energy of a level is the square of its detail coefficient; normalised, gated and mixed as :mod:`biases.gates.energy`.
+* the transform is undecimated (a trous) and causal, padded with zeros on the left, so that every token has a
+  coefficient at every level, of which there are four;
+* the energy of a level is the square of its detail coefficient; normalised, gated and mixed as
+  :mod:`biases.gates.energy`.
 """
 
 from __future__ import annotations

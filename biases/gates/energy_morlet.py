@@ -1,13 +1,13 @@
 """EGA-M: the energy is that of parametric Morlet wavelets (arXiv 2605.21842; details from the released code).
 
-The signal is the mean over channels of the block's normalised input; for each head and each length l in 3, 7, 15, 31 it is
-filtered by ``cos`` and ``sin(omega n) exp(-n^2 / (2 sigma^2))``, n = 0..l-1, padded with zeros on the left; the energy is
-re^2 + im^2. omega starts at pi / l, sigma at 5 / omega.
+The signal is the mean over channels of the block's normalised input; for each head and each length l in 3, 7, 15, 31 it
+is filtered by ``cos`` and ``sin(omega n) exp(-n^2 / (2 sigma^2))``, n = 0..l-1, padded with zeros on the left; the
+energy is re^2 + im^2. omega starts at pi / l, sigma at 5 / omega.
 
 Known problems, kept as published because the published result speaks of them:
 
-* the channel mean of a LayerNorm's output is exactly 0 at the start: the energy is 0, the gate constant, the layer standard
-  attention;
+* the channel mean of a LayerNorm's output is exactly 0 at the start: the energy is 0, the gate constant, the layer
+  standard attention;
 * sigma exceeds the length and omega (l - 1) < pi: a half-cosine low-pass, not an admissible wavelet;
 * the peak of the envelope, n = 0, lies on the *oldest* sample.
 

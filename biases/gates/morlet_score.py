@@ -2,9 +2,9 @@
 
     S_ij = l_sim q_i . k_j / sqrt(d) + l_E z(E)_j [+ l_phi cos(phi_j)] [+ l_F z(|E_j - E_{j-1}|)],
 
-followed by the gate and renormalisation of EGA-M (:mod:`biases.gates.energy_morlet`). E and phi = atan2(im, re) come from that
-gate's filters, averaged over the scales. l_sim starts at 1, the others at 0.01; all are learned for each head. The flux of
-the first token, which has no predecessor, is 0 (the papers do not say).
+followed by the gate and renormalisation of EGA-M (:mod:`biases.gates.energy_morlet`). E and phi = atan2(im, re) come
+from that gate's filters, averaged over the scales. l_sim starts at 1, the others at 0.01; all are learned for each
+head. The flux of the first token, which has no predecessor, is 0 (the papers do not say).
 
 They inherit the problems of EGA-M, and z is taken over the whole window, so they leak the future as EGA does.
 """
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from biases.backends import KeyBias, KeyGate
 from biases.gates.energy import energy_failures, energy_traits, standardise
-from biases.gates.energy_morlet import NOTES, morlet_gate
+from biases.gates.energy_morlet import NOTES, MorletFilters, morlet_gate
 from biases.registry import register
 from biases.traits import Traits
 
@@ -63,7 +63,7 @@ class MorletScore(nn.Module):
         if keep is not None:
             x = x.masked_fill(~keep[..., None], 0.0)
         mask = None if keep is None else keep[:, None, :]
-        real, imaginary = self.gate.energy.parts(x)
+        real, imaginary = cast(MorletFilters, self.gate.energy).parts(x)
         energy = (real.square() + imaginary.square()).mean(2)
         dtype = energy.dtype
         bias = self.l_energy.to(dtype)[:, None] * standardise(energy, self.statistics, mask)

@@ -1,10 +1,12 @@
 """G1: a gate on the output of attention (Gated Attention for LLMs, arXiv 2505.06708 Eq. 5): ``Y' = Y . sigmoid(X W)``.
 
-Y is the output of attention before the output projection, X the block's normalised input. Elementwise, W is C x C, headwise
-C x H. The authors widen the query projection to compute it; a linear map of its own is the same function.
+Y is the output of attention before the output projection, X the block's normalised input. Elementwise, W is C x C,
+headwise C x H. The authors widen the query projection to compute it; a linear map of its own is the same function.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from biases._checks import divides, fail, one_of, rank
 from biases.registry import register
 from biases.traits import Traits
 
-ACTIVATIONS = {"sigmoid": torch.sigmoid, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "silu": F.silu}
 
 
 class OutputGate(nn.Module):

@@ -1,4 +1,5 @@
-"""SwiGLU values: ``V = SiLU(X W_g) . (X W_V)`` (the value gating named by arXiv 2604.06014; a G2-type gate of 2505.06708)."""
+"""SwiGLU values: ``V = SiLU(X W_g) . (X W_V)`` (the value gating named by arXiv 2604.06014; a G2-type gate of
+2505.06708)."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ Two readings, by ``shift``:
 * ``"keys"``, the equation. As it is linear in the keys, it is a convolution of the keys along time, which is how it is
   computed. **It is not causal:** negative lags put ``k_{j + L}`` into the logit of key j, so outputs see up to L later
   tokens, although the papers list it with causal models.
-* ``"released"``, the effect of the released code, where the shifted block is written back to where it came from: the logit of
-  key j is multiplied by the sum of the weights of the lags available at j, which is 1 except within L of the borders, and
-  the weights get no gradient. The published +0.007 and +0.005 are therefore replicates of the baseline.
+* ``"released"``, the effect of the released code, where the shifted block is written back to where it came from: the
+  logit of key j is multiplied by the sum of the weights of the lags available at j, which is 1 except within L of the
+  borders, and the weights get no gradient. The published +0.007 and +0.005 are therefore replicates of the baseline.
 """
 
 from __future__ import annotations

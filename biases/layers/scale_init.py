@@ -1,8 +1,8 @@
 """SCALE-INIT (arXiv 2605.26355): standard attention whose heads start at different scales.
 
-Head h has level ``h mod 4``; the rows of W_q and W_k that belong to it are drawn from N(0, 0.02 (1 + level / 4)), W_v from
-N(0, 0.02). In the released code all *other* linear weights keep PyTorch's default initialisation, while the baseline's are
-N(0, 0.02): the comparison confounds the two, and ``CharGPT`` follows the released code.
+Head h has level ``h mod 4``; the rows of W_q and W_k that belong to it are drawn from N(0, 0.02 (1 + level / 4)), W_v
+from N(0, 0.02). In the released code all *other* linear weights keep PyTorch's default initialisation, while the
+baseline's are N(0, 0.02): the comparison confounds the two, and ``CharGPT`` follows the released code.
 """
 
 from __future__ import annotations

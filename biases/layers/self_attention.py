@@ -18,8 +18,8 @@ from biases.traits import Traits
 class SelfAttention(nn.Module):
     """Multi-head self-attention, (B, T, C) -> (B, T, C).
 
-    The order is: projections; value gate; rotation of queries and keys; mixing of keys; :func:`biases.attend` with score,
-    bias, decay and key gate; head norm; output gate; output projection.
+    The order is: projections; value gate; rotation of queries and keys; mixing of keys; :func:`biases.attend` with
+    score, bias, decay and key gate; head norm; output gate; output projection.
 
     Args:
         dim: C.

@@ -1,7 +1,7 @@
 """CharGPT: the character-level GPT of the EGA and MoPE papers (arXiv 2605.21842 section 4.1 and the released code).
 
-Pre-LN decoder; token embedding tied to the head; q, k, v and head without bias; feed-forward 4 x with GELU; dropout on the
-embedding, the attention weights, the attention projection and the feed-forward; weights from N(0, 0.02), biases 0.
+Pre-LN decoder; token embedding tied to the head; q, k, v and head without bias; feed-forward 4 x with GELU; dropout on
+the embedding, the attention weights, the attention projection and the feed-forward; weights from N(0, 0.02), biases 0.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class CharGPT(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
     def initial_std(self, name: str) -> float | None:
-        """Standard deviation of the normal distribution that the parameter ``name`` starts from; ``None`` for others."""
+        """Standard deviation of the normal distribution that parameter ``name`` starts from; ``None`` for others."""
         owner_name, _, leaf = name.rpartition(".")
         owner = self.get_submodule(owner_name)
         if isinstance(owner, (nn.Embedding, LearnedPosition)):

@@ -31,7 +31,7 @@ class LearnedPosition(nn.Module):
 
 
 def sinusoidal(length: int, dim: int, *, base: float = 10000.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """``PE(p, 2 t) = sin(p base^(-2 t / C))``, ``PE(p, 2 t + 1) = cos(...)`` (arXiv 1706.03762, section 3.5): (T, C)."""
+    """``PE(p, 2 t) = sin(p base^(-2 t / C))``, ``PE(p, 2 t + 1) = cos(...)`` (arXiv 1706.03762 section 3.5): (T, C)."""
     even("sinusoidal dim", dim)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * base ** (
         -torch.arange(0, dim, 2, dtype=torch.float64) / dim

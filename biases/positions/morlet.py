@@ -2,7 +2,8 @@
 
 For position b and pair i,
 
-    MoPE(b, 2 i) = cos(omega_i b) exp(-b^2 / (2 sigma_i^2)),   MoPE(b, 2 i + 1) = sin(omega_i b) exp(-b^2 / (2 sigma_i^2)),
+    MoPE(b, 2 i) = cos(omega_i b) exp(-b^2 / (2 sigma_i^2)),   MoPE(b, 2 i + 1) = sin(omega_i b) exp(-b^2 / (2
+    sigma_i^2)),
 
 added to the token embeddings. Known problems of the published form, each an entry of the property suite:
 
@@ -41,15 +42,18 @@ def morlet_encoding(positions: Tensor, omega: Tensor, sigma: Tensor, centre: Ten
 
 
 def published_initialisation(pairs: int) -> tuple[Tensor, Tensor]:
-    """``omega_i = exp(i / (C / 2 - 1) ln(0.99 pi))``, 1 to 3.110 rad/token, ``sigma_i = 5 / omega_i`` (2605.26355 Eq. 12-13)."""
+    """``omega_i = exp(i / (C / 2 - 1) ln(0.99 pi))``, 1 to 3.110 rad/token, ``sigma_i = 5 / omega_i``.
+
+    arXiv 2605.26355 Eq. 12-13.
+    """
     step = torch.arange(pairs, dtype=torch.float64) / max(pairs - 1, 1)
     omega = torch.exp(step * math.log(0.99 * math.pi))
     return omega, ADMISSIBILITY / omega
 
 
 def free_initialisation(pairs: int, context: int) -> tuple[Tensor, Tensor]:
-    """Wavelengths log-spaced from 4 tokens to the context, every envelope one context wide: omega sigma >= 2 pi, away from
-    the admissibility boundary, and wide enough to tell positions apart everywhere."""
+    """Wavelengths log-spaced from 4 tokens to the context, every envelope one context wide: omega sigma >= 2 pi, away
+    from the admissibility boundary, and wide enough to tell positions apart everywhere."""
     slowest, fastest = 2 * math.pi / max(context, 8), 2 * math.pi / 4
     step = torch.arange(pairs, dtype=torch.float64) / max(pairs - 1, 1)
     omega = slowest * (fastest / slowest) ** (1 - step)

@@ -1,6 +1,7 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864 Eq. 34): queries and keys are rotated by their position.
 
-The angle of pair ``t`` at position ``p`` is ``p base^(-2 t / D)``. Two conventions of pairing are in use, and a state of one
+The angle of pair ``t`` at position ``p`` is ``p base^(-2 t / D)``. Two conventions of pairing are in use, and a state
+of one
 is wrong under the other: ``"interleaved"`` pairs channels (2 t, 2 t + 1) (RoFormer, GPT-J, RMT), ``"half"`` pairs
 (t, t + D / 2) (GPT-NeoX, Llama).
 """
@@ -20,8 +21,8 @@ PAIRINGS = ("interleaved", "half")
 def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, pairing: str = "interleaved") -> Tensor:
     """Rotate the channel pairs of ``x`` by ``positions * frequencies``.
 
-    Angles are computed in float64 and the rotation in at least float32, whatever the dtype of ``x``: bfloat16 has 8 bits
-    of mantissa and cannot tell position 256 from 257.
+    Angles are computed in float64 and the rotation in at least float32, whatever the dtype of ``x``: bfloat16 has 8
+    bits of mantissa and cannot tell position 256 from 257.
 
     Args:
         x: (..., T, D).

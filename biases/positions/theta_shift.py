@@ -11,8 +11,8 @@ from biases.positions.rotary import Rotary
 class ThetaShift(Rotary):
     """Rotary with the end point included: the angles are ``1 / base^linspace(0, 1, D / 2)``, interleaved pairs.
 
-    The position is the raster index, so that along a column of a map of width W the relative angle is ``W (y - y') theta``:
-    it depends on the width.
+    The position is the raster index, so that along a column of a map of width W the relative angle is ``W (y - y')
+    theta``: it depends on the width.
     """
 
     def __init__(self, head_dim: int, *, base: float = 10000.0) -> None:

@@ -41,9 +41,7 @@ def _curve(arm: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "steps": steps,
         **{
-            key: text.numbers(
-                f"curve {key} of {arm!r}", none if raw.get(key) is None else raw[key], len(steps)
-            )
+            key: text.numbers(f"curve {key} of {arm!r}", none if raw.get(key) is None else raw[key], len(steps))
             for key in ("mean", "low", "high")
         },
     }
@@ -55,9 +53,7 @@ def _arm(name: str, raw: object) -> dict[str, Any]:
     losses: dict[str, dict[str, float | None]] = {}
     for kind in ("full", "truncated"):
         values = text.section(raw, kind)
-        losses[kind] = {
-            str(s): text.finite(f"{kind} loss of {name!r}", values[s]) for s in text.seeds(values)
-        }
+        losses[kind] = {str(s): text.finite(f"{kind} loss of {name!r}", v) for s, v in values.items()}
     low, high = text.interval(f"leak_interval of {name!r}", raw.get("leak_interval"))
     return {
         "name": name,
@@ -70,7 +66,7 @@ def _arm(name: str, raw: object) -> dict[str, Any]:
         "n": len([v for v in losses["full"].values() if v is not None]),
         "seeds": [
             (seed, text.number(losses["full"].get(seed)), text.number(losses["truncated"].get(seed)))
-            for seed in text.seeds({**losses["full"], **losses["truncated"]})
+            for seed in text.seeds(losses["full"] | losses["truncated"])
         ],
     }
 
@@ -137,9 +133,7 @@ def _interaction(
     factors = text.section(ablation, "factors")
     placed = grid(text.section(raw, "cells"), factors)
     cells = [
-        (level, other, text.number(cell["mean"]))
-        for level, inner in placed.items()
-        for other, cell in inner.items()
+        (level, other, text.number(cell["mean"])) for level, inner in placed.items() for other, cell in inner.items()
     ]
     known = any(cell["mean"] is not None for inner in placed.values() for cell in inner.values())
     figure = charts.interaction(placed, *factors) if known else None
@@ -156,9 +150,7 @@ def view(ablation: Mapping[str, Any]) -> dict[str, Any]:
     contrasts = [contrast(raw) for raw in text.rows(ablation, "contrasts")]
     drawn = {a["name"]: a["curve"] for a in arms if any(v is not None for v in a["curve"]["mean"])}
     interaction, cells, interaction_figure = _interaction(ablation)
-    effects = [
-        row for row in [*contrasts, *([interaction] if interaction else [])] if row["mean"] is not None
-    ]
+    effects = [row for row in [*contrasts, *([interaction] if interaction else [])] if row["mean"] is not None]
     return {
         "arms": arms,
         "contrasts": [*contrasts, *([interaction] if interaction else [])],
@@ -177,9 +169,7 @@ def findings(shown: Mapping[str, Any]) -> list[str]:
         f"{row['name']}: {row['effect']} {row['unit']} {row['interval']} over {row['n']} seeds, {row['verdict']}."
         for row in shown["contrasts"]
     ]
-    leaks = [
-        f"{a['name']} ({a['leak']})" for a in shown["arms"] if a["leak_low"] is not None and a["leak_low"] > 0
-    ]
+    leaks = [f"{a['name']} ({a['leak']})" for a in shown["arms"] if a["leak_low"] is not None and a["leak_low"] > 0]
     if leaks:
         sentences.append(
             f"Worse when given only the past: the full-window loss used the future: {text.listing(leaks)}."

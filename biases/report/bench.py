@@ -57,15 +57,11 @@ def view(bench: Mapping[str, Any]) -> dict[str, Any]:
         timed = [row for row in group if row["ratio"] is not None and row["ratio"] > 0]
         weighed = [row for row in group if row["peak_bytes"] is not None]
         if timed:
-            about = (
-                "Median time of each case over that of the unbiased fused kernel in the same rounds, with "
-            )
+            about = "Median time of each case over that of the unbiased fused kernel in the same rounds, with "
             about += "quartiles. The dotted line is equal time; shorter is faster."
             figures.append((f"Time against the floor, {direction}", about, charts.ratios(timed)))
         if weighed:
-            about = (
-                "Peak memory allocated while a case ran, beyond its inputs. The upright tick is the floor's."
-            )
+            about = "Peak memory allocated while a case ran, beyond its inputs. The upright tick is the floor's."
             figures.append((f"Peak memory, {direction}", about, charts.memory(weighed)))
     return {
         "rows": rows,
@@ -82,8 +78,7 @@ def findings(shown: Mapping[str, Any]) -> list[str]:
     if timed:
         ends = [min(timed, key=lambda r: r["ratio"]), max(timed, key=lambda r: r["ratio"])]
         low, high = (
-            f"{r['name']} at {r['ratio_text']} ({r['direction']}, length {text.words(r['length'])})"
-            for r in ends
+            f"{r['name']} at {r['ratio_text']} ({r['direction']}, length {text.words(r['length'])})" for r in ends
         )
         many = f"; the most costly is {high}" if ends[0] is not ends[1] else ""
         sentences.append(f"Against the unbiased fused kernel the cheapest case is {low}{many}.")

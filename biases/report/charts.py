@@ -35,9 +35,7 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _figure(
-    data: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any], **more: Any
-) -> Figure:
+def _figure(data: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any], **more: Any) -> Figure:
     layout = {
         "height": height,
         "margin": {"l": 8, "r": 16, "t": 16, "b": 40},
@@ -70,9 +68,7 @@ def _reference_line(at: float) -> dict[str, Any]:
     return {"type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": line}
 
 
-def _whiskers(
-    middle: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]
-) -> Any:
+def _whiskers(middle: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]) -> Any:
     """Asymmetric error bars from absolute ends; none where an end is missing."""
 
     def reach(ends: Sequence[float | None], sign: int) -> list[float]:
@@ -84,7 +80,7 @@ def _whiskers(
         "symmetric": False,
         "array": reach(high, 1),
         "arrayminus": reach(low, -1),
-        "color": "var(--muted)",
+        "color": "var(--ink)",
         "thickness": 1.5,
         "width": 3,
     }
@@ -113,9 +109,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 "name": name,
                 "x": middle,
                 "y": [text.label(row["name"]) for row in group],
-                "error_x": _whiskers(
-                    middle, [row["ratio_low"] for row in group], [row["ratio_high"] for row in group]
-                ),
+                "error_x": _whiskers(middle, [row["ratio_low"] for row in group], [row["ratio_high"] for row in group]),
                 "customdata": [text.span(row["ratio_low"], row["ratio_high"]) for row in group],
                 "hovertemplate": "%{y}<br>×%{x:.3g} %{customdata}<extra></extra>",
                 "marker": {"color": _colour(index)},
@@ -123,9 +117,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
     known = [row["ratio"] for row in rows if row["ratio"]]
     logarithmic = max(known) > 20 * min(known)
-    axis = _axis(
-        "time ÷ time of the unbiased fused kernel", type="log" if logarithmic else "linear", tickprefix="×"
-    )
+    axis = _axis("time ÷ time of the unbiased fused kernel", type="log" if logarithmic else "linear", tickprefix="×")
     height = 110 + len(names) * (10 + 16 * len(data))
     return _figure(data, height, axis, _names_axis(names), shapes=[_reference_line(1)], bargap=0.25)
 
@@ -146,7 +138,8 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 "x": [row["peak_bytes"] for row in group],
                 "y": labels,
                 "text": [text.size(row["peak_bytes"]) for row in group],
-                "textposition": "auto",
+                "textposition": "outside",
+                "cliponaxis": False,
                 "customdata": [text.size(floor) for floor in floors],
                 "hovertemplate": "%{y}<br>%{text}, floor %{customdata}<extra></extra>",
                 "marker": {"color": _colour(index)},
@@ -168,7 +161,7 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Figure:
             }
         )
     known = [row["peak_bytes"] for row in rows] + [row["floor_peak_bytes"] or 0 for row in rows]
-    axis = _axis("peak memory beyond the inputs", rangemode="tozero", **_byte_ticks(max(known)))
+    axis = _axis("peak memory beyond the inputs", range=[0, 1.25 * max(known) or 1], **_byte_ticks(max(known)))
     height = 110 + len(names) * (10 + 20 * len(data))
     # Markers keep to their own bar of a group only where scatter traces are grouped too.
     modes = {"scattermode": "group", "scattergap": 0.25, "bargap": 0.25}
@@ -223,9 +216,7 @@ def curves(arms: Mapping[str, Mapping[str, Any]]) -> Figure:
                 "hovertemplate": "step %{x}: %{y:.4f}",
             }
         )
-    return _figure(
-        data, 400, _axis("step"), _axis("validation loss, nats per character"), hovermode="closest"
-    )
+    return _figure(data, 400, _axis("step"), _axis("validation loss, nats per character"), hovermode="closest")
 
 
 def forest(contrasts: Sequence[Mapping[str, Any]], unit: str) -> Figure:
@@ -269,9 +260,7 @@ def interaction(grid: Mapping[str, Mapping[str, Mapping[str, Any]]], outer: str,
                 "x": [text.label(name) for name in cells],
                 "y": means,
                 "error_y": {
-                    **_whiskers(
-                        means, [c["low"] for c in cells.values()], [c["high"] for c in cells.values()]
-                    ),
+                    **_whiskers(means, [c["low"] for c in cells.values()], [c["high"] for c in cells.values()]),
                     "color": _colour(index),
                 },
                 "line": {"color": _colour(index), "width": 2, "dash": DASHES[index % len(DASHES)]},

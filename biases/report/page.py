@@ -40,11 +40,11 @@ def render(results: Mapping[str, Any]) -> str:
             come from. Losses are in nats per character, memory in bytes, times in seconds.
 
     Returns:
-        The page, under :data:`MAX_BYTES` in UTF-8. Long messages are cut and say so, the shorter the more there
-        are.
+        The page, under :data:`MAX_BYTES` in UTF-8. Long messages are cut and say so, the shorter the more
+        of them there are.
 
     Raises:
-        ValueError: a value has the wrong type, a status is unknown, or the page is too large with messages cut.
+        ValueError: a value has the wrong type, a status is unknown, or the page is too large even when cut.
         ImportError: jinja2 or plotly is not installed (the extra ``report``).
     """
     if not isinstance(results, Mapping):
@@ -129,10 +129,7 @@ def _context(results: Mapping[str, Any], limit: int) -> dict[str, Any]:
 
     charts = {
         "bench": [(title, about, figure(spec)) for title, about, spec in shown["bench"]["figures"]],
-        **{
-            key: figure(shown["ablation"][key]) if shown["ablation"][key] else None
-            for key in _ABLATION_FIGURES
-        },
+        **{key: figure(shown["ablation"][key]) if shown["ablation"][key] else None for key in _ABLATION_FIGURES},
     }
     return {
         **shown,

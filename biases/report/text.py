@@ -160,12 +160,11 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
-def seeds(values: Iterable[object]) -> list[object]:
-    """Seeds in numeric order, whether they are integers or, after JSON, strings."""
+def seeds(values: Iterable[str]) -> list[str]:
+    """Seeds, as the keys of JSON, in numeric order; what is no number comes last."""
 
-    def order(seed: object) -> tuple[int, int, str]:
-        text = str(seed)
-        return (0, int(text), "") if text.isdecimal() else (1, 0, text)
+    def order(seed: str) -> tuple[int, int, str]:
+        return (0, int(seed), "") if seed.isdecimal() else (1, 0, seed)
 
     return sorted(values, key=order)
 

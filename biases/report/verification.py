@@ -17,6 +17,11 @@ class Status:
     name: str
     glyph: str
     words: str
+    many: str = ""
+
+    def counted(self, count: int) -> str:
+        """``1 known failure``, ``2 known failures``."""
+        return f"{count} {self.many if self.many and count != 1 else self.words}"
 
 
 STATUSES = {
@@ -25,7 +30,7 @@ STATUSES = {
         Status("failed", "✕", "failed"),
         Status("error", "!", "error"),
         Status("xpassed", "△", "passed unexpectedly"),
-        Status("xfailed", "◇", "known failure"),
+        Status("xfailed", "◇", "known failure", "known failures"),
         Status("passed", "✓", "passed"),
         Status("not_applicable", "·", "not applicable"),
     )
@@ -86,7 +91,7 @@ def findings(shown: Mapping[str, Any]) -> list[str]:
     """Sentences for the overview."""
     if not shown["results"]:
         return []
-    counts = [f"{count} {status.words}" for status, count in shown["counts"] if count]
+    counts = [status.counted(count) for status, count in shown["counts"] if count]
     total = text.plural(len(shown["results"]), "check")
     across = f"{text.plural(len(shown['properties']), 'property', 'properties')} on "
     sentences = [f"{total} of {across}{text.plural(len(shown['matrix']), 'subject')}: {', '.join(counts)}."]

@@ -26,14 +26,15 @@
     for (const [id, figure] of Object.entries(figures)) {
       const element = document.getElementById(id);
       const { data, layout } = resolved(figure, styles, "");
+      layout.width = element.clientWidth;
       layout.font.family = getComputedStyle(document.body).fontFamily;
-      if (element.clientWidth < 520) {
+      if (layout.width < 520) {
         layout.font.size = 11;
         if (layout.showlegend) layout.height += 20 * data.filter(trace => trace.showlegend !== false).length;
       }
       element.style.minHeight = `${layout.height}px`;
       try {
-        Plotly.react(element, data, layout, { responsive: true, displayModeBar: false, displaylogo: false });
+        Plotly.react(element, data, layout, { displayModeBar: false });
       } catch (error) {
         element.textContent = "This chart could not be drawn; its numbers are in the tables.";
         console.error(error);
@@ -96,5 +97,12 @@
   });
 
   theme(stored.get());
+  const main = document.getElementById("main");
+  let width = main.clientWidth;
+  new ResizeObserver(() => {
+    if (main.clientWidth === width) return;
+    width = main.clientWidth;
+    requestAnimationFrame(draw);
+  }).observe(main);
   if (location.hash) dispatchEvent(new Event("hashchange"));
 })();
