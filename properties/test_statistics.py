@@ -96,9 +96,7 @@ def test_p_and_effect_size_ignore_the_unit(pair, shift, scale):
     assert there.p_t == pytest.approx(here.p_t, rel=1e-5, abs=1e-12)
     assert there.p_equivalence == pytest.approx(here.p_equivalence, rel=1e-5, abs=1e-12)
     assert there.effect_size == pytest.approx(here.effect_size, rel=1e-6, abs=1e-9)
-    assert there.interval == pytest.approx(
-        tuple(scale * x for x in here.interval), rel=1e-6, abs=scale * 1e-9
-    )
+    assert there.interval == pytest.approx(tuple(scale * x for x in here.interval), rel=1e-6, abs=scale * 1e-9)
 
 
 @given(arms(), st.randoms(use_true_random=False))
@@ -141,9 +139,7 @@ def test_sign_flip_p_agrees_with_scipy(pair):
 def test_t_interval_and_p_agree_with_scipy(pair, confidence):
     assume(varies(differences_of(*pair)))
     result, expected = paired(*pair, confidence=confidence), scipy.stats.ttest_rel(*pair)
-    assert result.interval == pytest.approx(
-        tuple(expected.confidence_interval(confidence)), rel=1e-9, abs=1e-12
-    )
+    assert result.interval == pytest.approx(tuple(expected.confidence_interval(confidence)), rel=1e-9, abs=1e-12)
     assert result.p_t == pytest.approx(expected.pvalue, rel=1e-9)
     assert result.effect_size == pytest.approx(expected.statistic / math.sqrt(result.n), rel=1e-9)
 
@@ -260,9 +256,7 @@ def test_power_is_the_probability_of_the_t_test(n, size, confidence):
     nodes, weights = np.polynomial.legendre.leggauss(400)
     sample_sd = np.sqrt(scipy.stats.chi2.ppf((nodes + 1) / 2, df) / df)
     shift = size * math.sqrt(n)
-    reject = scipy.stats.norm.sf(critical * sample_sd - shift) + scipy.stats.norm.cdf(
-        -critical * sample_sd - shift
-    )
+    reject = scipy.stats.norm.sf(critical * sample_sd - shift) + scipy.stats.norm.cdf(-critical * sample_sd - shift)
     assert paired_power(n, size, 1.0, confidence=confidence) == pytest.approx(weights @ reject / 2, abs=2e-4)
 
 

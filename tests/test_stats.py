@@ -293,6 +293,17 @@ def test_power_of_large_effects_is_one_and_not_nan(n, size):
     assert paired_power(n, size, 1.0) == pytest.approx(1.0, abs=1e-2)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("confidence", [0.5, 0.99, 1 - 1e-6, 1 - 1e-9])
+@pytest.mark.parametrize("n", [2, 3, 10, 2000])
+def test_power_rises_with_the_effect_over_all_sizes(n, confidence):
+    sizes = np.geomspace(1e-9, 1e12, 150)
+    power = np.array([paired_power(n, size, 1.0, confidence=confidence) for size in sizes])
+    assert np.all(np.diff(power) >= -1e-7)
+    assert power[0] == pytest.approx(1 - confidence)
+    assert power[-1] == pytest.approx(1)
+
+
 def test_required_seeds_at_the_ends():
     assert required_seeds(1e100, 1e-100) == 2
     assert required_seeds(1, 1, power=0.01) == 2
@@ -305,10 +316,7 @@ def test_power_without_an_effect_is_the_level():
 
 
 def test_import_does_not_need_scipy():
-    code = (
-        "import sys; sys.modules['scipy'] = None; "
-        "import biases.stats as s; print(s.holm([0.5]), s.smallest_p(5))"
-    )
+    code = "import sys; sys.modules['scipy'] = None; import biases.stats as s; print(s.holm([0.5]), s.smallest_p(5))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[0.5] 0.0625"
 

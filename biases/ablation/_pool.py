@@ -58,9 +58,7 @@ class Pool:
         self._events: Any = context.Queue()
         # The characters travel, not the tensor: shared memory is scarce in containers.
         arguments = (text.name, text.decode(), self._reader, self._events, work)
-        self._executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker, initargs=arguments
-        )
+        self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
 
     def submit(self, cell: Cell) -> Future[dict[str, Any]]:
         return self._executor.submit(_work, cell)

@@ -160,9 +160,7 @@ def _fetch_tinyshakespeare() -> bytes:
             "the dataset 'pydoc', or a file of your own (--text FILE)"
         ) from error
     if got := _wrong_hash(raw):
-        raise TextUnavailable(
-            f"{SHAKESPEARE_URL}: expected SHA-256 {SHAKESPEARE_SHA256}, got {got}; nothing was kept"
-        )
+        raise TextUnavailable(f"{SHAKESPEARE_URL}: expected SHA-256 {SHAKESPEARE_SHA256}, got {got}; nothing was kept")
     return raw
 
 

@@ -69,9 +69,7 @@ def run_cell(
 class _GridRun:
     """The cells of one call of :func:`run_grid`, and which of them are left."""
 
-    def __init__(
-        self, cells: list[Cell], text: Text, out_dir: Path, tell: Progress, stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, cells: list[Cell], text: Text, out_dir: Path, tell: Progress, stop: Callable[[], bool]) -> None:
         self.text, self.out_dir, self.tell, self.stop = text, out_dir, tell, stop
         self.pending = cells
         self.held: set[Path] = set()
@@ -126,9 +124,7 @@ class _GridRun:
     def finish(self, cell: Cell, result: Result) -> None:
         write_result(self.out_dir, result)
         self.unlock(cell)
-        self.event(
-            "finished", cell, status=result["status"], metrics=result["metrics"], error=result["error"]
-        )
+        self.event("finished", cell, status=result["status"], metrics=result["metrics"], error=result["error"])
 
 
 def existing_result(cell: Cell, text: Text, out_dir: str | os.PathLike[str]) -> Result | None:

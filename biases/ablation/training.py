@@ -124,9 +124,7 @@ def check_device(device: str) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"device: expected one that PyTorch can use here, got {device!r} ({reason})"
-        ) from error
+        raise ValueError(f"device: expected one that PyTorch can use here, got {device!r} ({reason})") from error
     return str(torch.device(device))
 
 
@@ -139,9 +137,7 @@ def check_text(cell: Cell, text: Text) -> None:
     shorter = min(len(text.train), len(text.validation))
     if shorter < cell.model.context + 1:
         expected = f"splits of at least context + 1 = {cell.model.context + 1} tokens"
-        fail(
-            f"text {text.name!r}", expected, f"{len(text.train)} to train, {len(text.validation)} to validate"
-        )
+        fail(f"text {text.name!r}", expected, f"{len(text.train)} to train, {len(text.validation)} to validate")
 
 
 class _Run:
@@ -232,9 +228,7 @@ class _Run:
         if config.truncated_positions:
             draw = generator(self.cell.seed, "positions")
             pairs = sample_positions(len(inputs), inputs.shape[1], config.truncated_positions, draw)
-            losses = truncated_losses(
-                self.model, inputs, targets, pairs, batch=config.batch, device=self.device
-            )
+            losses = truncated_losses(self.model, inputs, targets, pairs, batch=config.batch, device=self.device)
             if not losses.isfinite().all():
                 raise Diverged("truncated loss", config.steps)
             measured = asdict(measure_leak(losses, full, pairs))

@@ -36,7 +36,8 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, *, scale
     chunk = min(chunk, length)
     padding = -length % chunk
     queries, keys, values = (
-        F.pad(x.to(compute), (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (q * scale, k, v)
+        F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk))
+        for x in (q.to(compute) * scale, k.to(compute), v.to(compute))
     )
     g = gamma.to(device=q.device, dtype=compute).view(heads, 1, 1)
     step = torch.arange(chunk, device=q.device)

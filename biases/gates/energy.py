@@ -55,8 +55,10 @@ def standardise(e: Tensor, statistics: str, keep: Tensor | None = None) -> Tenso
         return e
     ones = torch.ones_like(e) if keep is None else keep.to(e.dtype).expand_as(e)
     if statistics == "window":
+        # About the first token, equal energies give deviations of exactly zero, not rounding divided by the clamp.
+        shifted = e - e[..., :1]
         count = ones.sum(-1, keepdim=True).clamp(min=1.0)
-        centred = e - (e * ones).sum(-1, keepdim=True) / count
+        centred = shifted - (shifted * ones).sum(-1, keepdim=True) / count
         variance = (centred.square() * ones).sum(-1, keepdim=True) / count
     else:
         centred, variance = _prefix_moments(e, ones)

@@ -117,7 +117,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
     known = [row["ratio"] for row in rows if row["ratio"]]
     logarithmic = max(known) > 20 * min(known)
-    axis = _axis("time ÷ time of the unbiased fused kernel", type="log" if logarithmic else "linear", tickprefix="×")
+    axis = _axis("time ÷ time of the floor", type="log" if logarithmic else "linear", tickprefix="×")
     height = 110 + len(names) * (10 + 16 * len(data))
     return _figure(data, height, axis, _names_axis(names), shapes=[_reference_line(1)], bargap=0.25)
 
@@ -242,7 +242,7 @@ def forest(contrasts: Sequence[Mapping[str, Any]], unit: str) -> Figure:
         "hovertemplate": "%{y}<br>%{customdata}<extra></extra>",
         "marker": {"color": "var(--series-1)", "size": 10, "symbol": "square"},
     }
-    axis = _axis(f"mean paired difference, {text.label(unit, 60)}", zeroline=False, nticks=6)
+    axis = _axis(f"mean paired difference<br>{text.label(unit, 60)}", zeroline=False, nticks=6, tickangle=0)
     height = 100 + 52 * len(names)
     return _figure([trace], height, axis, _names_axis(names), shapes=[_reference_line(0)])
 

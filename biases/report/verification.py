@@ -28,7 +28,7 @@ STATUSES = {
     status.name: status
     for status in (
         Status("failed", "✕", "failed"),
-        Status("error", "!", "error"),
+        Status("error", "!", "error", "errors"),
         Status("xpassed", "△", "passed unexpectedly"),
         Status("xfailed", "◇", "known failure", "known failures"),
         Status("passed", "✓", "passed"),
@@ -40,6 +40,8 @@ CUT_MARK = "\n… cut, {} characters left out of this page"
 
 def _cut(value: object, limit: int) -> str:
     """Text of at most ``limit`` characters, saying how much is missing."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name}={item!r}" for name, item in value.items())
     whole = "" if value is None else value if isinstance(value, str) else text.words(value)
     return whole if len(whole) <= limit else whole[:limit] + CUT_MARK.format(len(whole) - limit)
 

@@ -9,8 +9,9 @@ from biases.stats._inputs import fraction, integer, number, positive, scipy_modu
 
 # Above this the t distribution equals the normal one in every digit that a seed count could show.
 _NORMAL_FROM = 1_000_000
-# Power is 1 far below this, and scipy returns NaN far above it.
-_LARGEST_NONCENTRALITY = 1e6
+# Above this the numerator of t is constant for all purposes (relative error of power about 1 / noncentrality**2),
+# and scipy's noncentral series stop converging further up.
+_CONSTANT_NUMERATOR_FROM = 1e4
 # Power exceeds the level by less than 1e-12 below this, and scipy's ncf.sf is wrong at 0.
 _SMALLEST_NONCENTRALITY = 1e-6
 # Below this the count is beyond 10**12 seeds.
@@ -79,13 +80,16 @@ def required_seeds(effect: float, sd: float, power: float = 0.8, confidence: flo
 def _power(n: int, size: float, level: float) -> float:
     """Power at standardised effect ``size``, both rejection regions counted."""
     stats = scipy_module("stats")
-    noncentrality = min(size * math.sqrt(n), _LARGEST_NONCENTRALITY)
+    df, noncentrality = n - 1, size * math.sqrt(n)
     if noncentrality < _SMALLEST_NONCENTRALITY:
         return level
     if n > _NORMAL_FROM:
         critical = stats.norm.isf(level / 2)
         return float(stats.norm.sf(critical - noncentrality) + stats.norm.cdf(-critical - noncentrality))
+    critical = stats.t.isf(level / 2, df)
+    if noncentrality > _CONSTANT_NUMERATOR_FROM:
+        ratio = noncentrality / float(critical)
+        return float(stats.chi2.cdf(df * ratio * ratio, df))
     # The square of a noncentral t is a noncentral F: both tails in one call, where scipy's nct.cdf gives NaN
     # for the far one.
-    critical = stats.t.isf(level / 2, n - 1)
-    return float(stats.ncf.sf(critical**2, 1, n - 1, noncentrality**2))
+    return float(stats.ncf.sf(critical**2, 1, df, noncentrality**2))

@@ -21,14 +21,17 @@ from biases._checks import fail
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def error_budget(reference64: Tensor, low: Tensor) -> float:
+def error_budget(reference64: Tensor, low: Tensor, *, magnitude: float = 0.0) -> float:
     """How far a result in ``low``'s precision may lie from the float64 reference.
 
-    ``2 (max|low - reference64| + eps(low.dtype) max|reference64|)``, over the elements finite in both.
+    ``2 (max|low - reference64| + eps(low.dtype) max(max|reference64|, magnitude))``, over the elements finite in
+    both.
 
     Args:
         reference64: the specification, in float64; any shape.
         low: an honest computation in the precision under test; same shape.
+        magnitude: size of the terms that the result is a sum of, where they may cancel: a gradient that is exactly
+            zero because its terms cancel is only zero up to their rounding.
 
     Returns:
         An absolute error, in the unit of the output.
@@ -42,11 +45,17 @@ def error_budget(reference64: Tensor, low: Tensor) -> float:
         return 0.0
     reference = reference64[finite]
     error = (low[finite].double() - reference).abs().max().item()
-    return 2 * (error + torch.finfo(low.dtype).eps * reference.abs().max().item())
+    return 2 * (error + torch.finfo(low.dtype).eps * max(reference.abs().max().item(), magnitude))
 
 
 def assert_within(
-    actual: Tensor, reference64: Tensor, low: Tensor, *, what: str = "output", nan_equal: bool = False
+    actual: Tensor,
+    reference64: Tensor,
+    low: Tensor,
+    *,
+    what: str = "output",
+    magnitude: float = 0.0,
+    nan_equal: bool = False,
 ) -> None:
     """Assert that ``actual`` is as close to the float64 reference as :func:`error_budget` asks.
 
@@ -55,13 +64,14 @@ def assert_within(
         reference64: the specification, in float64; same shape.
         low: an honest computation in the dtype of ``actual``; same shape.
         what: name of the compared thing, for the message.
+        magnitude: see :func:`error_budget`.
         nan_equal: whether NaN on both sides counts as equal.
 
     Raises:
         AssertionError: shape or dtype differ, or the error is over the budget.
         ValueError: ``reference64`` is not float64, or does not match ``low``.
     """
-    budget = error_budget(reference64, low)
+    budget = error_budget(reference64, low, magnitude=magnitude)
     _check_form(actual, low, what)
     finite = reference64.isfinite() & low.isfinite()
     honest = (low[finite].double() - reference64[finite]).abs().max().item() if finite.any() else 0.0

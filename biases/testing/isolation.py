@@ -54,7 +54,7 @@ def isolated(shared: list[type | ModuleType], seed: int = 0) -> Iterator[None]:
     _clear_caches(shared)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             random.seed(seed)
             numpy.random.seed(seed)
             yield

@@ -70,7 +70,7 @@ class Subject:
         """
         chosen = self.options if options is None else options
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             try:
                 layer = self.make_layer(dim, heads, **chosen)
             except Exception as error:

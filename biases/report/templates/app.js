@@ -30,6 +30,7 @@
       layout.font.family = getComputedStyle(document.body).fontFamily;
       if (layout.width < 520) {
         layout.font.size = 11;
+        if (layout.xaxis.nticks) layout.xaxis.nticks = 4;
         if (layout.showlegend) layout.height += 20 * data.filter(trace => trace.showlegend !== false).length;
       }
       element.style.minHeight = `${layout.height}px`;

@@ -82,8 +82,12 @@ def magnitude(*tensors: Tensor) -> float:
 
 
 def rounding_of(x: Tensor) -> float:
-    """16 roundings of the largest value, in float32 even for float64: layers may work in float32 inside."""
-    return 16 * max(torch.finfo(torch.float32).eps, torch.finfo(x.dtype).eps) * magnitude(x)
+    """16 roundings of the largest value, in float32 even for float64: layers may work in float32 inside.
+
+    Where everything cancels, what is left is the rounding of values that do not show in ``x``: hence the floor.
+    """
+    floor = 1e-6 if x.dtype == torch.float64 else 0.1
+    return 16 * max(torch.finfo(torch.float32).eps, torch.finfo(x.dtype).eps) * max(magnitude(x), floor)
 
 
 def noise(case: Case, layer: Layer, x: Tensor, out: Tensor) -> float:

@@ -9,6 +9,7 @@ input does to the float64 result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from biases.testing.compare import assert_tolerance, error_budget
-from biases.testing.properties.base import promises
+from biases.testing.properties.base import magnitude, promises
 from biases.testing.strategies import MODERATE
 from biases.testing.subject import Case, Layer, NotApplicable, Violation
 
@@ -32,9 +33,7 @@ _UNSUPPORTED = ("not implemented for", "unsupported dtype", "unsupported scalar"
 )
 def float64_agreement(case: Case) -> None:
     _, _, out = case.run(torch.float32)
-    reference, honest = _reference(case, torch.float32)
-    budget = 4 * max(error_budget(reference, low) for low in honest)
-    _assert_budget(out, reference, honest, budget, "float32 output")
+    _assert_budget(out, _reference(case, torch.float32), 4, "float32 output")
 
 
 @promises(
@@ -51,42 +50,57 @@ def bfloat16_budget(case: Case) -> None:
         if any(words in str(error).lower() for words in _UNSUPPORTED):
             raise NotApplicable(f"the layer does not take bfloat16: {error}") from error
         raise
-    reference, honest = _reference(case, torch.bfloat16)
-    budget = 2 * max(error_budget(reference, low) for low in honest)
-    _assert_budget(out, reference, honest, budget, "bfloat16 output")
+    _assert_budget(out, _reference(case, torch.bfloat16), 2, "bfloat16 output")
 
 
 class _Float64Inside(TorchDispatchMode):
-    """Turn every cast to a lower floating dtype into a cast to float64."""
+    """Turn every cast to a lower floating dtype into a cast to float64; note the size of intermediate results.
+
+    Attributes:
+        scale: the largest value among results of the output's shape: where these cancel, their rounding is left.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.scale = shape, 0.0
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         chosen = dict(kwargs or {})
         if chosen.get("dtype") in _LOW:
             chosen["dtype"] = torch.float64
-        return func(*args, **chosen)
+        out = func(*args, **chosen)
+        if isinstance(out, Tensor) and out.shape == self.shape and out.is_floating_point():
+            self.scale = max(self.scale, magnitude(out))
+        return out
 
 
-def _reference(case: Case, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """The float64 output for parameters and input rounded to ``dtype``, and three honest ones in ``dtype``.
+@dataclass(frozen=True)
+class _Reference:
+    """The float64 output, outputs that are honestly rounded, and the absolute error that rounding explains."""
+
+    output: Tensor
+    honest: list[Tensor]
+    budget: float
+
+
+def _reference(case: Case, dtype: torch.dtype) -> _Reference:
+    """The reference for parameters and input rounded to ``dtype``.
 
     Buffers are not rounded: a table of positions or slopes that loses its precision is a fault.
     """
     if case.precise != torch.float64:
         raise NotApplicable("the layer does not take float64, so that it has no reference")
     x = case.input(torch.float64, drawn_as=dtype)
-    reference = _call_float64(case, _rounded(case, dtype), x)
+    output, scale = _call_float64(case, _rounded(case, dtype), x)
     honest = []
     for draw in range(3):
         generator = case.generator(20 + draw)
         near = _spread(x, dtype, generator)
-        honest.append(_call_float64(case, _rounded(case, dtype, generator), near).to(dtype))
-    return reference, honest
+        honest.append(_call_float64(case, _rounded(case, dtype, generator), near)[0].to(dtype))
+    budget = max(error_budget(output, low) for low in honest) + 2 * torch.finfo(dtype).eps * scale
+    return _Reference(output, honest, budget)
 
 
 def _rounded(case: Case, dtype: torch.dtype, generator: torch.Generator | None = None) -> Layer:
@@ -105,21 +119,22 @@ def _spread(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor
     return x * (1 + torch.finfo(dtype).eps * by)
 
 
-def _call_float64(case: Case, layer: Layer, x: Tensor) -> Tensor:
+def _call_float64(case: Case, layer: Layer, x: Tensor) -> tuple[Tensor, float]:
+    mode = _Float64Inside(x.shape)
     try:
-        with _Float64Inside():
+        with mode:
             out = case.call(layer, x)
     except Violation:
         # A float32 tensor made inside the layer no longer meets its like: plain float64 is next best.
         out = case.call(layer, x)
-    return out.to(torch.float64)
+    return out.to(torch.float64), mode.scale
 
 
-def _assert_budget(out: Tensor, reference: Tensor, honest: list[Tensor], budget: float, what: str) -> None:
-    dtype = honest[0].dtype
+def _assert_budget(out: Tensor, reference: _Reference, factor: int, what: str) -> None:
+    dtype = reference.honest[0].dtype
     if out.dtype != dtype:
         raise Violation(f"{what}: expected dtype {dtype}, got {out.dtype}")
-    finite = reference.isfinite()
-    error = max(((low.double() - reference)[finite].abs().max().item() for low in honest), default=0.0)
-    note = f"rounding the parameters and the input to {dtype} alone moves it by {error:.3g}"
-    assert_tolerance(out.double(), reference, tolerance=budget, what=what, note=note, nan_equal=True)
+    off = max(magnitude(low.double() - reference.output) for low in reference.honest)
+    note = f"rounding the parameters and the input to {dtype} alone moves it by {off:.3g}"
+    tolerance = factor * reference.budget
+    assert_tolerance(out.double(), reference.output, tolerance=tolerance, what=what, note=note, nan_equal=True)

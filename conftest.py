@@ -1,0 +1,34 @@
+"""Options, profiles and threads of the test run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from biases.testing.profiles import load_profile
+
+PROFILE = load_profile()
+
+
+def pytest_report_header() -> str:
+    return f"torch {torch.__version__}, hypothesis profile {PROFILE!r}, {torch.get_num_threads()} threads"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # One thread a worker: pytest-xdist already fills the cores.
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="takes over ten seconds: run with --run-slow"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
