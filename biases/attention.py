@@ -22,6 +22,7 @@ from biases.backends import (
 
 BACKENDS = ("auto", "fused", "dense", "reference")
 ALIGNMENTS = ("upper-left", "lower-right")
+WEIGHTS = ("softmax", "sigmoid", "linear")
 
 
 def attend(
@@ -115,20 +116,18 @@ def _problem(
 ) -> Problem:
     _check_tensors(q, k, v)
     (batch, heads, L, D), S = q.shape, k.shape[2]
-    one_of("weights", weights, ("softmax", "sigmoid", "linear"))
+    one_of("weights", weights, WEIGHTS)
     if not 0.0 <= dropout < 1.0:
         fail("attend dropout", "a probability in [0, 1)", dropout)
     scale = 1.0 / math.sqrt(D) if scale is None else float(scale)
     if not (math.isfinite(scale) and scale > 0):
         fail("attend scale", "a positive finite number", scale)
-    biases = (bias,) if isinstance(bias, PairTerm) else tuple(bias or ())
+    biases = terms(bias)
+    if decay is not None:
+        check_decay(decay, weights)
     geometry = Geometry(L, S, _offset(L, S, alignment, causal, biases, decay), bool(causal))
     for term in (*biases, *([decay] if decay is not None else [])):
-        if not isinstance(term, PairTerm):
-            fail("attend bias", "an object such as ALiBi(...) or KeyBias(...)", type(term).__name__)
         term.check(geometry, batch, heads)
-    if decay is not None:
-        _check_decay(decay, weights)
     if key_gate is not None:
         if not isinstance(key_gate, KeyGate):
             fail("attend key_gate", "a KeyGate", type(key_gate).__name__)
@@ -161,7 +160,17 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             fail(f"attend {name}", f"{q.dtype} on {q.device}, as q", f"{x.dtype} on {x.device}")
 
 
-def _check_decay(decay: DecayTerm, weights: str) -> None:
+def terms(bias: PairTerm | Sequence[PairTerm] | None) -> tuple[PairTerm, ...]:
+    """The biases as a tuple, each checked to be an object."""
+    found = tuple(bias) if isinstance(bias, (list, tuple)) else () if bias is None else (bias,)
+    for term in found:
+        if not isinstance(term, PairTerm):
+            fail("attend bias", "objects such as ALiBi(...) or KeyBias(...)", type(term).__name__)
+    return found
+
+
+def check_decay(decay: DecayTerm, weights: str) -> None:
+    """Check that ``decay`` is an object, placed where these weights allow it."""
     if not isinstance(decay, DecayTerm):
         fail(
             "attend decay",

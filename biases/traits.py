@@ -84,6 +84,8 @@ class Traits:
             one_of(f"Traits {name}", getattr(self, name), choices)
         if not isinstance(self.causal, bool):
             fail("Traits causal", "True or False", repr(self.causal))
+        if self.decay is not None and not isinstance(self.decay, Decay):
+            fail("Traits decay", "None or a Decay", repr(self.decay))
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             fail("Traits window", "None or a number of keys of at least 1", repr(self.window))
         for name in self.equivariant_to:

@@ -70,9 +70,9 @@ class _KeyBiasOnCPU(torch.autograd.Function):
         if not ctx.needs_input_grad[3]:
             dq, dk, dv = _CPU_BACKWARD(grad, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=mask, scale=ctx.scale)
             return dq, dk, dv, None, None, None
-        width = v.shape[-1] + CHANNELS
-        delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1, keepdim=True)
-        wide = pad_channels(torch.cat([grad, delta.to(grad.dtype)], -1), width)
+        width, D = v.shape[-1] + CHANNELS, v.shape[-1]
+        delta = _parts((grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1, keepdim=True), grad.dtype)
+        wide = pad_channels(torch.cat([grad, *delta], -1), width)
         dq, dk, dv = _CPU_BACKWARD(
             wide,
             *(pad_channels(x, width) for x in (q, k, v, out)),
@@ -82,8 +82,8 @@ class _KeyBiasOnCPU(torch.autograd.Function):
             attn_mask=mask,
             scale=ctx.scale,
         )
-        D = v.shape[-1]
-        received = (dv[..., :D].to(lse.dtype) * v.to(lse.dtype)).sum(-1) - dv[..., D].to(lse.dtype)
+        received = (dv[..., :D].to(lse.dtype) * v.to(lse.dtype)).sum(-1)
+        received = received - dv[..., D : D + len(delta)].to(lse.dtype).sum(-1)
         return dq[..., :D], dk[..., :D], dv[..., :D], received.to(bias.dtype), None, None
 
 

@@ -211,9 +211,16 @@ class LinearTerm(RelativeTerm):
         steps = (distance.abs() if self.symmetric else distance).to(dtype)
         return -slopes.view(-1, *[1] * distance.ndim) * steps
 
+    def affine(self, geometry: Geometry) -> bool:
+        """Whether the term is ``-slope * (i - j)`` for every pair that may attend."""
+        return not self.symmetric or geometry.causal
+
     def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form:
-        affine = not self.symmetric or (geometry.causal and geometry.offset >= 0)
-        if row_free and affine and float(self.slopes.detach().abs().max()) * geometry.S <= self.EXACT_RANGE:
+        if (
+            row_free
+            and self.affine(geometry)
+            and float(self.slopes.detach().abs().max()) * geometry.S <= self.EXACT_RANGE
+        ):
             steps = torch.arange(geometry.S, device=device, dtype=dtype) - (geometry.S - 1)
             return PerKey((self.slopes.to(device=device, dtype=dtype)[:, None] * steps)[None])
         return super().form(geometry, dtype, device, row_free)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from biases._checks import fail, one_of, positive_int, rank
-from biases.backends import DecayTerm, LinearTerm
+from biases.backends import DecayTerm, Geometry, LinearTerm
 from biases.backends.terms import PLACEMENTS
 
 
@@ -26,10 +28,10 @@ def rmt_log_rates(heads: int, initial: float = 2.0, span: float = 4.0) -> Tensor
         span: b - a, the code's ``heads_range``, at least 0; 0 gives all heads the same rate.
     """
     positive_int("rmt_log_rates heads", heads)
-    if not initial > 0:
-        fail("rmt_log_rates initial", "a positive number", initial)
-    if not span >= 0:
-        fail("rmt_log_rates span", "at least 0", span)
+    if not 0 < initial < math.inf:
+        fail("rmt_log_rates initial", "a positive finite number", initial)
+    if not 0 <= span < math.inf:
+        fail("rmt_log_rates span", "a finite number of at least 0", span)
     exponent = initial + span * torch.arange(heads, dtype=torch.float64) / heads
     return torch.log1p(-(2.0**-exponent))
 
@@ -43,11 +45,11 @@ def log_of_rates(what: str, gamma: Tensor) -> Tensor:
 
 
 class ExponentialDecay(LinearTerm, DecayTerm):
-    """``gamma_h^(i - j)``, or ``gamma_h^|i - j|`` if symmetric.
+    """``gamma_h^(i - j)`` for keys at or before the query and 0 after it, or ``gamma_h^|i - j|`` if symmetric.
 
     Args:
         log_rates: ``log gamma`` of each head, (H,), at most 0; may carry gradients.
-        symmetric: absolute distance (arXiv 2309.11523 Eq. 3); otherwise for causal attention only.
+        symmetric: absolute distance (arXiv 2309.11523 Eq. 3).
         placement: see :class:`~biases.backends.DecayTerm`.
 
     Raises:
@@ -61,6 +63,14 @@ class ExponentialDecay(LinearTerm, DecayTerm):
         one_of("ExponentialDecay placement", placement, PLACEMENTS)
         super().__init__(-log_rates, symmetric=symmetric)
         self.placement = placement
+
+    def by_distance(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
+        log = super().by_distance(distance, dtype)
+        # gamma^-n would overflow long before a causal mask could undo it.
+        return log if self.symmetric else log.masked_fill(distance < 0, -torch.inf)
+
+    def affine(self, geometry: Geometry) -> bool:
+        return geometry.causal
 
     @classmethod
     def from_rates(cls, gamma: Tensor, *, symmetric: bool = False, placement: str = "logits") -> ExponentialDecay:

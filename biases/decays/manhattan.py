@@ -31,8 +31,8 @@ class ManhattanDecay(DecayTerm):
         self.width = positive_int("ManhattanDecay width", width)
         rates = rmt_log_rates(log_rates) if isinstance(log_rates, int) else log_rates
         rank("ManhattanDecay log_rates", rates, "H")
-        if not bool((rates <= 0).all()):
-            fail("ManhattanDecay log_rates", "log gamma, at most 0", rates.tolist())
+        if not bool(((rates <= 0) & torch.isfinite(rates)).all()):
+            fail("ManhattanDecay log_rates", "log gamma, finite and at most 0", rates.tolist())
         one_of("ManhattanDecay placement", placement, PLACEMENTS)
         self.log_rates = rates
         self.placement = placement

@@ -66,12 +66,21 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, scale: float | None) 
         fail("retention k", f"shape {tuple(q.shape)}, as q", tuple(k.shape))
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         fail("retention v", f"shape ({', '.join(map(str, q.shape[:3]))}, Dv)", tuple(v.shape))
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype or x.device != q.device:
+            fail(f"retention {name}", f"{q.dtype} on {q.device}, as q", f"{x.dtype} on {x.device}")
+    if q.shape[2] < 1:
+        fail("retention q", "at least one token", tuple(q.shape))
     rank("retention gamma", gamma, "H")
     if gamma.shape[0] != q.shape[1]:
         fail("retention gamma", f"one rate for each of {q.shape[1]} heads", gamma.shape[0])
     if not bool(((gamma >= 0) & (gamma <= 1)).all()):
         fail("retention gamma", "rates in [0, 1]", gamma.tolist())
-    return 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
+    if scale is None:
+        return 1.0 / math.sqrt(q.shape[3])
+    if not math.isfinite(scale):
+        fail("retention scale", "a finite number", scale)
+    return scale
 
 
 @register(

@@ -57,6 +57,9 @@ class OutputGate(nn.Module):
         rank("OutputGate y", y, "B H T D")
         if y.shape[1] != self.heads or y.shape[3] != self.head_dim:
             fail("OutputGate y", f"shape (B, {self.heads}, T, {self.head_dim})", tuple(y.shape))
+        wanted = (y.shape[0], y.shape[2], self.projection.in_features)
+        if tuple(x.shape) != wanted:
+            fail("OutputGate x", f"shape {wanted}", tuple(x.shape))
         return y * self.gate(x)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biases._checks import boolean, divides, fail, one_of, rank
-from biases.attention import BACKENDS, attend
+from biases.attention import BACKENDS, WEIGHTS, attend, check_decay, terms
 from biases.backends import DecayTerm, PairTerm
 from biases.registry import register
 from biases.traits import Traits
@@ -68,15 +68,19 @@ class SelfAttention(nn.Module):
         one_of("SelfAttention backend", backend, BACKENDS)
         if not 0.0 <= dropout < 1.0:
             fail("SelfAttention dropout", "a probability in [0, 1)", dropout)
+        one_of("SelfAttention weights", weights, WEIGHTS)
+        if decay is not None:
+            check_decay(decay, weights)
         self.dim, self.heads, self.causal = dim, heads, causal
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim)
-        self.rotary, self.key_mixing = rotary, key_mixing
-        self.score, self.key_gate = score, key_gate
-        self.value_gate, self.output_gate, self.head_norm = value_gate, output_gate, head_norm
-        self.bias = (bias,) if isinstance(bias, PairTerm) else tuple(bias)
+        self.rotary, self.key_mixing = _module("rotary", rotary), _module("key_mixing", key_mixing)
+        self.score, self.key_gate = _module("score", score), _module("key_gate", key_gate)
+        self.value_gate = _module("value_gate", value_gate)
+        self.output_gate, self.head_norm = _module("output_gate", output_gate), _module("head_norm", head_norm)
+        self.bias = terms(bias)
         self.weights, self.decay = weights, decay
         self.dropout, self.backend = dropout, backend
         self.own_initialisation = initialise
@@ -145,6 +149,12 @@ class SelfAttention(nn.Module):
             f"dim={self.dim}, heads={self.heads}, causal={self.causal}, weights={self.weights!r}, "
             f"bias=[{terms}], decay={decay}, backend={self.backend!r}"
         )
+
+
+def _module(slot: str, component: nn.Module | None) -> nn.Module | None:
+    if component is not None and not isinstance(component, nn.Module):
+        fail(f"SelfAttention {slot}", "a module", type(component).__name__)
+    return component
 
 
 @register(

@@ -76,6 +76,8 @@ class CharGPT(nn.Module):
         for what, value in (("vocab", vocab), ("context", context), ("layers", layers)):
             positive_int(f"CharGPT {what}", value)
         divides("CharGPT", dim, heads)
+        if not 0.0 <= dropout < 1.0:
+            fail("CharGPT dropout", "a probability in [0, 1)", dropout)
         self.context = context
         self.embedding = nn.Embedding(vocab, dim)
         placed = build_position(position, dim, context=context, heads=heads, **(position_options or {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ class LearnedPosition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rank("LearnedPosition x", x, "B T C")
+        if x.shape[2] != self.weight.shape[1]:
+            fail("LearnedPosition x", f"width {self.weight.shape[1]}", x.shape[2])
         if x.shape[1] > self.weight.shape[0]:
             fail("LearnedPosition x", f"at most {self.weight.shape[0]} tokens", x.shape[1])
         return x + self.weight[: x.shape[1]].to(x.dtype)
@@ -52,12 +56,16 @@ class SinusoidalPosition(nn.Module):
     def __init__(self, dim: int, *, amplitude: float = 1.0, base: float = 10000.0) -> None:
         super().__init__()
         self.dim, self.base = even("SinusoidalPosition dim", dim), float(base)
+        if not 0 < base < math.inf:
+            fail("SinusoidalPosition base", "a positive finite number", base)
         if not amplitude >= 0:
             fail("SinusoidalPosition amplitude", "at least 0", amplitude)
         self.amplitude = float(amplitude)
 
     def forward(self, x: Tensor) -> Tensor:
         rank("SinusoidalPosition x", x, "B T C")
+        if x.shape[2] != self.dim:
+            fail("SinusoidalPosition x", f"width {self.dim}", x.shape[2])
         encoding = self.amplitude * sinusoidal(x.shape[1], self.dim, base=self.base)
         return x + encoding.to(x)
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biases._checks import even, fail, one_of, rank
+from biases._checks import even, fail, one_of, positive_int, rank
 from biases.registry import register
 from biases.traits import Traits
 
@@ -90,6 +90,7 @@ class MorletPosition(nn.Module):
         super().__init__()
         one_of("MorletPosition constraint", constraint, ("published", "none"))
         one_of("MorletPosition initialisation", initialisation, ("published", "free"))
+        positive_int("MorletPosition context", context)
         pairs = even("MorletPosition dim", dim) // 2
         self.dim, self.constraint = dim, constraint
         if initialisation == "published":

@@ -8,10 +8,12 @@ is wrong under the other: ``"interleaved"`` pairs channels (2 t, 2 t + 1) (RoFor
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from biases._checks import even, fail, one_of, rank
+from biases._checks import divides, even, fail, one_of, rank
 from biases.registry import register
 from biases.traits import Traits
 
@@ -58,8 +60,8 @@ class Rotary(nn.Module):
     def __init__(self, head_dim: int, *, base: float = 10000.0, pairing: str = "interleaved") -> None:
         super().__init__()
         self.head_dim = even("Rotary head_dim", head_dim)
-        if not base > 0:
-            fail("Rotary base", "a positive number", base)
+        if not 0 < base < math.inf:
+            fail("Rotary base", "a positive finite number", base)
         one_of("Rotary pairing", pairing, PAIRINGS)
         self.base, self.pairing = float(base), pairing
 
@@ -92,4 +94,4 @@ class Rotary(nn.Module):
 def rotary(
     dim: int, context: int, heads: int, *, base: float = 10000.0, pairing: str = "interleaved"
 ) -> dict[str, object]:
-    return {"rotary": Rotary(dim // heads, base=base, pairing=pairing)}
+    return {"rotary": Rotary(divides("rotary", dim, heads), base=base, pairing=pairing)}

@@ -227,7 +227,7 @@ class _Search:
             self._conclude(found)
 
     def _try(self, example: dict[str, Any]) -> None:
-        if time.perf_counter() > self._until:
+        if self.examples and time.perf_counter() > self._until:
             # Out of time: everything passes, so that shrinking ends, except what is to be reported.
             if self._error is not None and example == self.example:
                 raise self._error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pprint
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -33,7 +32,7 @@ def reproduce(subject: Subject, property_name: str, example: Mapping[str, Any], 
             f"from biases.testing import {', '.join(sorted(names))}",
             how_to_build.strip(),
             "",
-            f"example = {pprint.pformat(dict(example), width=100, compact=True, sort_dicts=False)}",
+            f"example = {dict(example)!r}",
             f"replay({', '.join(arguments)})",
             "",
         ]
