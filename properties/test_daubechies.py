@@ -45,21 +45,15 @@ def wavelet(taps):
 
 
 def cascade(signal, taps, levels):
-    """A trous transform, one sample at a time: details of each level, and the last approximation."""
+    """A trous transform, zeros before the signal: the details of each level, and the last approximation."""
     low, high = (np.array(f) / math.sqrt(2) for f in (taps, wavelet(taps)))
-    approximation, details = np.asarray(signal), []
+    approximation, details, T = np.asarray(signal), [], len(signal)
     for level in range(levels):
-        past = [
-            [a if t >= 0 else 0.0 for t, a in _history(approximation, T, len(low), 2**level)]
-            for T in range(len(signal))
-        ]
-        details.append(np.array(past) @ high)
-        approximation = np.array(past) @ low
+        delays = [k * 2**level for k in range(len(low))]
+        past = np.stack([np.concatenate([np.zeros(delay), approximation])[:T] for delay in delays])
+        details.append(high @ past)
+        approximation = low @ past
     return details, approximation
-
-
-def _history(values, t, count, step):
-    return [(t - step * k, values[t - step * k] if t >= step * k else 0.0) for k in range(count)]
 
 
 def energies(signal, N, levels):
@@ -122,7 +116,7 @@ def test_energies_are_squared_details_of_the_channel_mean(N, levels, T, heads, s
 
 @given(moments, st.integers(1, 3), st.integers(1, 12), seeds())
 def test_the_transform_keeps_the_energy_of_the_signal(N, levels, T, seed):
-    """Parseval: |G|^2 + |H|^2 = 1 with the factor 1 / sqrt 2, so details and approximation share the signal's energy."""
+    """Parseval, |G|^2 + |H|^2 = 1 by the factor 1 / sqrt 2: details and approximation share the signal's energy."""
     tail = (2 * N - 1) * (2**levels - 1)
     signal = np.concatenate([make_tensor((1, T), seed=seed, dtype=torch.float64)[0].numpy(), np.zeros(tail)])
     _, approximation = cascade(signal, daubechies(N), levels)

@@ -170,7 +170,7 @@ def test_dense_equals_the_equation_pair_by_pair(rows, keys, offset, symmetric, s
             for j in range(keys):
                 distance = abs(i + offset - j) if symmetric else i + offset - j
                 assert bias[0, h, i, j].item() == -slopes[h].item() * distance
-                    later = distance < 0
+                later = distance < 0
                 assert decay[0, h, i, j].item() == (-math.inf if later else -slopes[h].item() * distance)
 
 
@@ -276,8 +276,8 @@ def test_the_decay_bounds_unnormalised_sigmoid_rows(length, gamma, seed):
 
 @given(lengths, seeds(), st.sampled_from(["logits", "weights", "weights-renormalised"]))
 def test_a_one_sided_decay_is_causal_by_itself(length, seed, placement):
-    """D_nm = 0 for n < m (arXiv 2309.11523 Eq. 1-2): later keys have no weight, wherever the decay is placed, and the
-    attention equals the masked one except that a plain softmax after all keys also divides by the later ones."""
+    """D_nm = 0 for n < m (arXiv 2309.11523 Eq. 1-2): later keys have no weight, wherever the decay is placed. Without
+    renormalisation the softmax has still been taken over them."""
     q, k, v = qkv(seed, 2, length)
     decay = ExponentialDecay(rmt_log_rates(2), placement=placement)
     power = torch.exp(rmt_log_rates(2)[:, None, None] * distances(length).clamp(min=0)) * past(length)

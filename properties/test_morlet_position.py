@@ -229,8 +229,8 @@ def test_the_uncertainty_product_is_one_half(sigma, product):
         p = density / density.sum()
         return math.sqrt((p * (at - (p * at).sum()) ** 2).sum())
 
-    # The grid reaches 10 sigma, where |z|^2 is e^-100; what remains is the rounding of the transform (|z^| > eps |z^|max
-    # at frequencies up to 100 / sigma).
+    # At the ends of the grid, 10 sigma, |z|^2 is e^-100: what remains is the rounding of the transform, eps in |z^|
+    # at frequencies up to 100 / sigma.
     spread, bandwidth = deviation(b.numpy(), np.abs(z) ** 2), deviation(frequency, np.abs(np.fft.fft(z)) ** 2)
     assert abs(spread * math.sqrt(2) / sigma - 1) < 1e-10
     assert abs(bandwidth * math.sqrt(2) * sigma - 1) < 1e-10
@@ -342,7 +342,7 @@ def test_alibi_is_not_morlet_at_omega_zero(sigma, b, heads):
 )
 @example(drawn=[(-100.0, -100.0), (8.0, 40.0)], dtype=torch.float32)
 def test_free_morlet_stays_finite(drawn, dtype):
-    """Without clamps, encoding and gradients stay finite and the encoding in [-1, 1], even for widths that underflow."""
+    """Without clamps, encoding (in [-1, 1]) and gradients stay finite, even for widths that underflow."""
     position = module(drawn, dtype, constraint="none", learned_centre=True)
     encoding = position.encoding(64)
     assert encoding.isfinite().all()

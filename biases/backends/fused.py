@@ -9,7 +9,8 @@ key-bias   everything added to the logits depends on the key: :mod:`biases.backe
            ``m j``, as the row constant ``-m i`` cancels under the softmax
 channels   a low-rank bias: more channels on queries and keys
 toeplitz   a bias of the distance: reverse keys and values, ``j' = S - 1 - j``; then ``i - j = i + j' - (S - 1)``, so
-           the mask is a Hankel matrix, which is a view of L + S - 1 numbers with strides (1, 1)
+           the mask is a Hankel matrix, which is a view of L + S - 1 numbers with strides (1, 1). Causal problems go
+           by blocks of queries, each against the keys up to its last one
 mask       a boolean mask over pairs, handed to the stock kernel as it is
 chunkwise  linear weights with causal exponential decay: :mod:`biases.backends.chunkwise`
 tiles      everything else: :mod:`biases.backends.tiles`
@@ -29,6 +30,10 @@ from biases.backends.keybias import extra_channels, key_bias_attention, pad_chan
 from biases.backends.terms import DecayTerm, LinearTerm, LowRank, PairTerm, PerKey, Problem, Toeplitz
 from biases.backends.tiles import tiled
 
+# A causal Toeplitz problem in n blocks of queries does (n + 1) / 2 n of the work of the whole square.
+CAUSAL_BLOCKS = 16
+SMALLEST_BLOCK = 64
+
 
 @dataclass
 class Formulation:
@@ -40,7 +45,7 @@ class Formulation:
         key_bias: sum of the per-key terms, (B or 1, H or 1, S).
         table: sum of the Toeplitz terms, (H or 1, L + S - 1).
         low_rank: low-rank terms.
-        causal: the kernel applies the upper-left causal mask itself.
+        causal: the kernel applies the upper-left causal mask itself ("toeplitz": later keys are left out).
     """
 
     name: str
@@ -115,7 +120,7 @@ def _formulate_softmax(problem: Problem) -> Formulation:
     if table is not None:
         if table.requires_grad:
             return Formulation("tiles", "the fused kernel has no gradient for a learned Toeplitz bias")
-        return Formulation("toeplitz", "", key_bias, table, tuple(low_rank))
+        return Formulation("toeplitz", "", key_bias, table, tuple(low_rank), geometry.causal)
     if low_rank:
         return Formulation("channels", "", key_bias, None, tuple(low_rank), native)
     return Formulation("sdpa" if key_bias is None else "key-bias", "", key_bias, causal=native)
@@ -139,7 +144,7 @@ def fused(problem: Problem) -> Tensor:
     if gate is not None and not gate.renormalise:
         v = v * gate.log.exp().to(v.dtype)[..., None]
     if plan.name in ("toeplitz", "channels"):
-        return _structured(q, k, v, plan, problem.scale)[..., :width]
+        return _structured(q, k, v, plan, problem)[..., :width]
 
     # The kernels need one width for queries, keys and values; zero channels change nothing.
     common = max(q.shape[-1], width)
@@ -150,16 +155,38 @@ def fused(problem: Problem) -> Tensor:
     return out[..., :width]
 
 
-def _structured(q: Tensor, k: Tensor, v: Tensor, plan: Formulation, scale: float) -> Tensor:
+def _structured(q: Tensor, k: Tensor, v: Tensor, plan: Formulation, problem: Problem) -> Tensor:
     """The formulations "toeplitz" and "channels"."""
+    scale = problem.scale
     q, k, v = extra_channels(q, k, v, plan.key_bias, plan.low_rank, scale)
     if plan.table is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=plan.causal, scale=scale)
-    (batch, heads, L, _), S = q.shape, k.shape[2]
     table = plan.table.contiguous()
-    hankel = table.as_strided((table.shape[0], L, S), (table.shape[1], 1, 1))
+    k, v = k.flip(2), v.flip(2)
+    if not plan.causal:
+        return _toeplitz_rows(q, k, v, table, 0, scale)
+    L, S, offset = q.shape[2], k.shape[2], problem.geometry.offset
+    block = max(SMALLEST_BLOCK, -(-L // CAUSAL_BLOCKS))
+    outputs = []
+    for start in range(0, L, block):
+        stop = min(start + block, L)
+        seen = min(S, stop + offset)
+        rows = q[:, :, start:stop]
+        if seen <= 0:
+            outputs.append(torch.zeros_like(rows[..., :1]).expand(-1, -1, -1, v.shape[-1]))
+        else:
+            outputs.append(
+                _toeplitz_rows(rows, k[:, :, S - seen :], v[:, :, S - seen :], table, start + S - seen, scale)
+            )
+    return torch.cat(outputs, 2)
+
+
+def _toeplitz_rows(q: Tensor, k: Tensor, v: Tensor, table: Tensor, first: int, scale: float) -> Tensor:
+    """Attention with the bias ``table[first + i + j']`` for query i and reversed key j'."""
+    (batch, heads, L, _), S = q.shape, k.shape[2]
+    hankel = table.as_strided((table.shape[0], L, S), (table.shape[1], 1, 1), first)
     mask = hankel[None].expand(batch, heads, L, S)
-    return F.scaled_dot_product_attention(q, k.flip(2), v.flip(2), attn_mask=mask, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _row_contiguous(x: Tensor) -> Tensor:

@@ -194,9 +194,9 @@ class LinearTerm(RelativeTerm):
         symmetric: use the absolute distance.
     """
 
-    # A per-key form replaces -m (i - j) by m (j - S + 1). Far from the last key the logit is then a small difference of
-    # large numbers; up to this magnitude the float32 rounding of the sum stays within a few units of the logit's own.
-    EXACT_RANGE = 64.0
+    # A per-key form replaces -m (i - j) by m (j - S + 1). Far from the last key a logit then is a small difference of
+    # large numbers; up to this magnitude the rounding of the sum stays near that of the logits themselves.
+    EXACT_RANGE = 8.0
 
     def __init__(self, slopes: Tensor, *, symmetric: bool = False) -> None:
         rank(f"{type(self).__name__} slopes", slopes, "H")

@@ -1,0 +1,161 @@
+"""The package: what importing it costs, and which way its imports run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import biases
+
+PACKAGE = Path(biases.__file__).parent
+OPTIONAL = ("asv", "hypothesis", "jinja2", "plotly", "pytest", "ray", "rich", "scipy", "sklearn", "tensorboard")
+
+# Lower numbers lie lower; a module imports from its own row and those below.
+ROWS = {
+    **dict.fromkeys(("_checks", "traits", "registry"), 0),
+    "backends": 1,
+    **dict.fromkeys(("attention", "positions", "decays", "gates", "windows"), 2),
+    "layers": 3,
+    "models": 4,
+    "zoo": 5,
+    **dict.fromkeys(("ablation", "testing", "bench", "stats"), 6),
+    "claims": 7,
+    **dict.fromkeys(("report", "cli", "demo"), 8),
+}
+BOTTOM = {room for room, row in ROWS.items() if row == 0}
+INDEPENDENT = ("testing", "stats")
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def exists(module: str) -> bool:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of this package that a file imports, wherever in the file it does."""
+    here = dotted(path) if path.name == "__init__.py" else dotted(path).rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = here.split(".")[: len(here.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                inside = f"{base}.{alias.name}"
+                found.add(inside if exists(inside) else base)
+    return {name for name in found if name.split(".")[0] == "biases"}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def run(code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_run_downwards(path):
+    own = room(dotted(path))
+    assert own in ROWS, f"{dotted(path)}: a room without a row"
+    for module in imported(path):
+        used = room(module)
+        assert used, f"{dotted(path)} imports the whole package: import from the module that defines the name"
+        assert used in ROWS, f"{dotted(path)} imports {module}, a room without a row"
+        assert ROWS[used] <= ROWS[own], f"{dotted(path)} imports {module}, which lies above it"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room(dotted(p)) in INDEPENDENT], ids=dotted)
+def test_battery_and_statistics_work_on_anybodys_code(path):
+    """They know nothing of the zoo, nor of anything but the traits at the bottom."""
+    own = room(dotted(path))
+    assert {room(module) for module in imported(path)} <= BOTTOM | {own}
+
+
+def test_the_check_of_the_arrows_sees_an_upward_import(tmp_path):
+    """Guards the guard: every way of writing an import is seen."""
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import biases.zoo\nfrom biases import layers\ndef f():\n    from biases.models.char_gpt import CharGPT\n"
+        "from biases.testing import check_attention\nfrom biases import attend\nimport torch\n"
+    )
+    names = {"biases.zoo", "biases.layers", "biases.models.char_gpt", "biases.testing", "biases"}
+    # A file outside of the package has no relative imports to resolve.
+    assert {
+        name
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in _names(node)
+    } == names
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> set[str]:
+    return set()
+
+
+def test_importing_needs_torch_and_numpy_only():
+    code = f"import sys, biases; print([m for m in {OPTIONAL!r} if m in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
+def test_the_tools_load_their_libraries_when_used():
+    tools = [name for name in ("testing", "stats", "bench", "ablation", "report") if exists(f"biases.{name}")]
+    code = f"import sys; {'; '.join(f'import biases.{tool}' for tool in tools)}\n"
+    assert run(code + f"print([m for m in {OPTIONAL!r} if m in sys.modules])").strip() == "[]"
+
+
+def test_importing_draws_no_random_number():
+    code = "import torch; before = torch.get_rng_state(); import biases; print(torch.equal(before, torch.get_rng_state()))"
+    assert run(code).strip() == "True"
+
+
+def test_public_names_exist_and_are_documented():
+    assert sorted(biases.__all__) == list(dict.fromkeys(sorted(biases.__all__)))
+    for name in biases.__all__:
+        assert getattr(biases, name).__doc__, name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_module_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "folder", [f for f in ("backends", "decays", "gates", "layers", "positions", "models", "testing", "stats", "bench")]
+)
+def test_what_a_room_lists_exists(folder):
+    module = importlib.import_module(f"biases.{folder}")
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_the_metadata_agrees_with_the_package():
+    path = PACKAGE.parent / "pyproject.toml"
+    if not path.is_file():
+        pytest.skip("the package is installed without its source tree")
+    project = tomllib.loads(path.read_text())["project"]
+    assert project["version"] == biases.__version__
+    assert project["name"] == "attention-biases"
+    assert {re.split(r"[<>=]", each)[0] for each in project["dependencies"]} == {"numpy", "torch"}
+    assert (PACKAGE / "py.typed").is_file()

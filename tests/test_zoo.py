@@ -1,0 +1,197 @@
+"""The zoo: what is in it, how it is named, built and described."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+import torch
+
+from biases import Traits, registry, zoo
+from biases.gates import EnergyGate
+from biases.testing import PROPERTIES
+
+LAYERS = (
+    "standard ega ega-prefix ega-token ega-2 ega-4 ega-conv ega-morlet ega-db2 ega-db4 conv-lag-4 conv-lag-8 "
+    "scale-init mq-e mq-ep mq-ef alibi alibi-symmetric retention g1 g1-headwise swiglu-value"
+).split()
+POSITIONS = "none learned sinusoidal rotary mope mope-free".split()
+WIDTHS = [(16, 2), (24, 3), (6, 1), (32, 8)]
+
+# Parameters beyond those of standard attention, from the equations, for width C and H heads.
+EXTRA_PARAMETERS = {
+    "standard": lambda C, H: 0,
+    "ega": lambda C, H: H * (C + 3),
+    "ega[mixing=True]": lambda C, H: H * (C + 4),
+    "ega-prefix": lambda C, H: H * (C + 3),
+    "ega-token": lambda C, H: H * (C + 3),
+    "ega-2": lambda C, H: 2 * H * (C + 4),
+    "ega-4": lambda C, H: 4 * H * (C + 4),
+    "ega-conv": lambda C, H: H * sum(2 * C * length + 2 + 3 for length in (3, 7, 15, 31)),
+    "ega-morlet": lambda C, H: H * 4 * (2 + 3),
+    "ega-db2": lambda C, H: H * 4 * 3,
+    "ega-db4": lambda C, H: H * 4 * 3,
+    "mq-e": lambda C, H: H * (20 + 2),
+    "mq-ep": lambda C, H: H * (20 + 3),
+    "mq-ef": lambda C, H: H * (20 + 3),
+    "conv-lag-4": lambda C, H: H * 9,
+    "conv-lag-8": lambda C, H: H * 17,
+    "scale-init": lambda C, H: 0,
+    "alibi": lambda C, H: 0,
+    "alibi-symmetric": lambda C, H: 0,
+    "retention": lambda C, H: C * C,
+    "g1": lambda C, H: C * C + C,
+    "g1-headwise": lambda C, H: H * (C + 1),
+    "swiglu-value": lambda C, H: C * C,
+}
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def arxiv_ids(text: str | None) -> list[str]:
+    return re.findall(r"\b\d{4}\.\d{5}\b", text or "")
+
+
+def test_every_promised_name_is_registered():
+    assert set(LAYERS) <= set(zoo.names("layer"))
+    assert set(POSITIONS) <= set(zoo.names("position"))
+    assert "char-gpt" in zoo.names("model")
+
+
+def test_names_are_unique_kebab_case_and_sorted():
+    names = zoo.names()
+    assert names == sorted(set(names))
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+    assert names == sorted(zoo.names("layer") + zoo.names("position") + zoo.names("model"))
+    assert zoo.names(domain="sequence") == [n for n in names if zoo.get(n).traits.domain == "sequence"]
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_variant_describes_itself(name):
+    variant = zoo.get(name)
+    assert variant.name == name
+    assert variant.summary
+    assert "\n" not in variant.summary
+    assert variant.parameters
+    assert all(note.endswith(".") for note in variant.notes)
+    assert isinstance(variant.traits, Traits)
+    read = json.loads(json.dumps(variant.traits.as_dict()))
+    assert read["causal"] is variant.traits.causal
+    assert os.path.basename(os.path.dirname(zoo.source_file(name))) == variant.family
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name != "none"])
+def test_every_variant_cites_its_paper(name):
+    assert arxiv_ids(zoo.get(name).traits.published), zoo.get(name).traits.published
+
+
+@pytest.mark.parametrize("name", zoo.names("layer"))
+def test_known_failures_name_properties_and_give_reasons(name):
+    for failure, reason in zoo.get(name).known_failures.items():
+        assert failure in PROPERTIES
+        assert len(reason.split()) >= 8, reason
+
+
+@pytest.mark.parametrize("name", ["ega", "ega-2", "ega-4", "ega-conv", "ega-morlet", "ega-db2", "mq-e", "mq-ep", "mq-ef"])
+def test_published_gates_are_called_causal_and_fail_it(name):
+    """The trait is the papers' claim; that it does not hold is a known failure that cites the claim."""
+    published, repaired = zoo.get(name), zoo.get(f"{name}[statistics=prefix]")
+    assert published.traits.causal
+    assert published.traits.gate_sees == "window"
+    assert arxiv_ids(published.known_failures["future-independence"])
+    assert repaired.traits.gate_sees == "prefix"
+    assert not repaired.known_failures
+
+
+@pytest.mark.parametrize("name", zoo.names("layer"))
+@pytest.mark.parametrize(("dim", "heads"), WIDTHS)
+def test_every_layer_builds_and_runs(name, dim, heads):
+    layer = zoo.layer(name, dim, heads)
+    x = torch.randn(2, 5, dim, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = layer(x)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    out.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EXTRA_PARAMETERS)
+@pytest.mark.parametrize(("dim", "heads"), WIDTHS)
+def test_layers_have_the_parameters_of_their_equations(name, dim, heads):
+    extra = parameters(zoo.layer(name, dim, heads)) - parameters(zoo.layer("standard", dim, heads))
+    assert extra == EXTRA_PARAMETERS[name](dim, heads)
+
+
+@pytest.mark.parametrize("name", zoo.names("position"))
+def test_every_position_builds(name):
+    placed = zoo.position(name, 16, context=8, heads=2)
+    assert len(placed) == (0 if name == "none" else 1)
+    x = torch.zeros(1, 8, 16)
+    if "embedding" in placed:
+        assert placed["embedding"](x).shape == x.shape
+        assert placed["embedding"](x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("written", "base", "options"),
+    [
+        ("ega", "ega", {"statistics": "window", "mixing": False}),
+        ("ega[statistics=prefix]", "ega", {"statistics": "prefix", "mixing": False}),
+        ("ega[statistics=prefix, mixing=True]", "ega", {"statistics": "prefix", "mixing": True}),
+        ("ega[ mixing = True ]", "ega", {"statistics": "window", "mixing": True}),
+        ("ega[]", "ega", {"statistics": "window", "mixing": False}),
+        ("rotary[base=500.0,pairing=half]", "rotary", {"base": 500.0, "pairing": "half"}),
+    ],
+)
+def test_names_carry_options(written, base, options):
+    variant = zoo.get(written)
+    assert variant.options == options
+    assert variant.make is zoo.get(base).make
+
+
+def test_an_option_in_the_name_reaches_the_layer():
+    gate = zoo.layer("ega[statistics=prefix,mixing=True]", 8, 2).key_gate
+    assert isinstance(gate, EnergyGate)
+    assert gate.statistics == "prefix"
+    assert gate.scale_w is not None
+    assert zoo.layer("ega[statistics=prefix]", 8, 2, statistics="none").key_gate.statistics == "none"
+    assert zoo.get("ega").options["statistics"] == "window"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("egaa", "'ega'"), ("alibii", "'alibi'"), ("standart", "'standard'"), ("conv-lag-5", "'conv-lag-4'")],
+)
+def test_unknown_names_suggest_near_ones(wrong, near):
+    with pytest.raises(ValueError, match="did you mean") as raised:
+        zoo.get(wrong)
+    assert near in str(raised.value).partition("did you mean")[2]
+
+
+def test_unknown_options_suggest_near_ones():
+    with pytest.raises(ValueError, match=r"did you mean 'statistics'"):
+        zoo.get("ega[statistic=prefix]")
+
+
+def test_a_factory_carries_name_and_traits():
+    make = zoo.factory("ega[statistics=prefix]")
+    assert make.__name__ == "ega[statistics=prefix]"
+    assert make.traits == zoo.get("ega[statistics=prefix]").traits
+    assert make(8, 2).key_gate.statistics == "prefix"
+    assert make(8, 2, statistics="none").key_gate.statistics == "none"
+
+
+def test_models_are_built_by_name():
+    model = zoo.model("char-gpt", layers=1, dim=16, heads=2, context=8, vocab=5, attention="alibi", position="none")
+    assert model(torch.tensor([[0, 1, 4]])).shape == (1, 3, 5)
+    options = zoo.model("char-gpt[layers=1,dim=16,heads=2]")
+    assert len(options.blocks) == 1
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="expected a name not yet registered"):
+        registry.register("ega", family="gates", summary="again", traits=Traits(), parameters="0")
