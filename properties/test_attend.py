@@ -106,8 +106,8 @@ def test_strides_do_not_matter(seed: int, length: int, order: list[int]) -> None
 
 
 def test_dropout_drops_weights_before_the_gate() -> None:
-    """With values that are the identity the output is the weights: each is 0 or A / (1 - p); with a renormalised gate the
-    survivors of a row sum to 1, whatever p (released code of arXiv 2605.21842)."""
+    """With values that are the identity the output is the weights: each is 0 or A / (1 - p); with a renormalised gate
+    the survivors of a row sum to 1, whatever p (released code of arXiv 2605.21842)."""
     torch.manual_seed(0)
     q, k, _ = qkv(0, (1, 2, 40, 4))
     v = torch.eye(40, dtype=torch.float64).expand(1, 2, 40, 40)
@@ -135,7 +135,7 @@ def test_a_constant_added_to_a_row_changes_nothing_under_softmax(seed: int, shif
 
 def cases(length: int, heads: int = 2) -> dict[str, tuple[str, dict]]:
     """Problem -> (formulation, arguments)."""
-    side = int(length**0.5)
+    height = 2 ** (length.bit_length() // 2)
     learned = make_tensor((1, heads, length), seed=5).requires_grad_()
     rates = torch.log(torch.linspace(0.8, 0.99, heads, dtype=torch.float64))
     steep, gentle = torch.tensor([0.5, 0.25]), torch.tensor([4.0, 2.0]) / length
@@ -162,12 +162,12 @@ def cases(length: int, heads: int = 2) -> dict[str, tuple[str, dict]]:
         ),
         "sigmoid": ("tiles", {"weights": "sigmoid", "bias": ALiBi(heads, symmetric=True)}),
         "decay after the softmax": ("tiles", {"decay": ExponentialDecay(rates, symmetric=True, placement="weights")}),
-        "Manhattan": ("tiles", {"decay": ManhattanDecay(side, length // side, rates)}),
+        "Manhattan": ("tiles", {"decay": ManhattanDecay(height, length // height, rates)}),
         "dropout": ("tiles", {"dropout": 0.1, "causal": True}),
     }
 
 
-@pytest.mark.parametrize("name", cases(16))
+@pytest.mark.parametrize("name", list(cases(16)))
 def test_formulation_is_the_documented_one(name: str) -> None:
     """Which formulation ``attend`` takes; where it is tiles, it says why."""
     wanted, options = cases(64)[name]
@@ -177,7 +177,7 @@ def test_formulation_is_the_documented_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("name", cases(16))
+@pytest.mark.parametrize("name", list(cases(16)))
 def test_no_formulation_holds_a_square(name: str, direction: str) -> None:
     """Peak memory beyond the inputs stays below one N x N tensor of one head, and no more than doubles with N: O(N)."""
 
