@@ -17,7 +17,7 @@ from biases._checks import fail, one_of
 from biases.layers.build import layer, position
 from biases.registry import Variant, get, names
 
-__all__ = ["Variant", "factory", "get", "layer", "model", "names", "position", "source_file"]
+__all__ = ["Variant", "factory", "get", "layer", "model", "names", "position", "source_file", "table"]
 
 
 def model(name: str, **options: Any) -> nn.Module:
@@ -49,3 +49,28 @@ def factory(name: str) -> Callable[..., nn.Module]:
 def source_file(name: str) -> str:
     """The file that declares ``name``."""
     return inspect.getsourcefile(get(name).make) or ""
+
+
+def table(kind: str | None = None) -> list[dict[str, Any]]:
+    """Every variant as plain values, in the order of :func:`names`: what ``biases list`` and the README show."""
+    rows = []
+    for name in names(kind):
+        variant = get(name)
+        traits = variant.traits.as_dict()
+        rows.append(
+            {
+                "name": name,
+                "kind": variant.kind,
+                "family": variant.family,
+                "domain": traits["domain"],
+                "summary": variant.summary,
+                "paper": traits["published"],
+                "parameters": variant.parameters,
+                "options": dict(variant.options),
+                "fast_path": traits["fast_path"],
+                "traits": traits,
+                "known_failures": dict(variant.known_failures),
+                "notes": list(variant.notes),
+            }
+        )
+    return rows

@@ -176,15 +176,18 @@ def test_a_rotary_layer_rotates_queries_and_keys_and_not_values(sizes, T, pairin
     assert_close_to(layer(x), expected, scale=(1 + logits.abs().max().item()) * 4, ulps=64)
 
 
+def sines(T, C, base=10000.0):
+    """arXiv 1706.03762 section 3.5: PE(p, 2 t) = sin(p / base^(2 t / C)), PE(p, 2 t + 1) = cos(...)."""
+    rows = [[(math.sin, math.cos)[c % 2](p / base ** (2 * (c // 2) / C)) for c in range(C)] for p in range(T)]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 @given(st.integers(1, 60), st.sampled_from([2, 4, 10, 16]), bases)
+@example(T=600, C=4, base=10000.0)
 def test_the_sinusoidal_encoding_is_its_formula(T, C, base):
     """arXiv 1706.03762 section 3.5: sin at even, cos at odd channels; every row has squared norm C / 2."""
-    expected = torch.tensor(
-        [[(math.sin, math.cos)[c % 2](p / base ** (2 * (c // 2) / C)) for c in range(C)] for p in range(T)],
-        dtype=torch.float64,
-    )
     got = sinusoidal(T, C, base=base)
-    assert_close_to(got, expected, scale=float(T), ulps=8)
+    assert_close_to(got, sines(T, C, base), scale=float(T), ulps=8)
     assert_close_to(got.square().sum(-1), torch.full((T,), C / 2, dtype=torch.float64), scale=C / 2, ulps=16)
 
 
@@ -201,12 +204,12 @@ def test_the_amplitude_scales_the_sinusoidal_encoding(amplitude, T, C, seed):
     assert abs(rms - amplitude / math.sqrt(2)) <= 16 * EPS * (4 + x.abs().max().item())
 
 
-@given(low_precision, st.integers(1, 2000), seeds())
-@example(dtype=torch.bfloat16, T=2000, seed=0)
+@given(low_precision, st.integers(1, 600), seeds())
+@example(dtype=torch.bfloat16, T=600, seed=0)
 def test_half_precision_does_not_round_sinusoidal_angles(dtype, T, seed):
     """.to(bfloat16): positions beyond 256 keep their own encoding, rounded once and added once."""
     x = normal(1, T, 8, seed=seed, dtype=dtype)
-    reference, low = x.double() + sinusoidal(T, 8), x + sinusoidal(T, 8).to(dtype)
+    reference, low = x.double() + sines(T, 8), x + sines(T, 8).to(dtype)
     assert_within(SinusoidalPosition(8).to(dtype)(x), reference, low)
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from biases import _files
 from biases.ablation import (
     Cell,
     Grid,
     ModelConfig,
     TrainConfig,
-    _files,
     _locks,
     load_results,
     paired_values,

@@ -46,7 +46,7 @@ def toy(dim, heads, *, strength: float = 0.5):
     return {"causal": True, "bias": SquaredDistance(heads, strength)}
 '''
 
-USE = '''
+USE = """
 import json, sys
 import torch
 import toys.squared_distance
@@ -80,7 +80,7 @@ print(json.dumps({
     "suggestion": suggestion,
     "battery": {result.property: result.status for result in results},
 }))
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,31 @@ from biases import Traits, registry, zoo
 from biases.gates import EnergyGate
 from biases.testing import PROPERTIES
 
-LAYERS = (
-    "standard ega ega-prefix ega-token ega-2 ega-4 ega-conv ega-morlet ega-db2 ega-db4 conv-lag-4 conv-lag-8 "
-    "scale-init mq-e mq-ep mq-ef alibi alibi-symmetric retention g1 g1-headwise swiglu-value"
-).split()
-POSITIONS = "none learned sinusoidal rotary mope mope-free".split()
+LAYERS = [
+    "standard",
+    "ega",
+    "ega-prefix",
+    "ega-token",
+    "ega-2",
+    "ega-4",
+    "ega-conv",
+    "ega-morlet",
+    "ega-db2",
+    "ega-db4",
+    "conv-lag-4",
+    "conv-lag-8",
+    "scale-init",
+    "mq-e",
+    "mq-ep",
+    "mq-ef",
+    "alibi",
+    "alibi-symmetric",
+    "retention",
+    "g1",
+    "g1-headwise",
+    "swiglu-value",
+]
+POSITIONS = ["none", "learned", "sinusoidal", "rotary", "mope", "mope-free"]
 WIDTHS = [(16, 2), (24, 3), (6, 1), (32, 8)]
 
 # Parameters beyond those of standard attention, from the equations, for width C and H heads.
@@ -96,7 +116,9 @@ def test_known_failures_name_properties_and_give_reasons(name):
         assert len(reason.split()) >= 8, reason
 
 
-@pytest.mark.parametrize("name", ["ega", "ega-2", "ega-4", "ega-conv", "ega-morlet", "ega-db2", "mq-e", "mq-ep", "mq-ef"])
+@pytest.mark.parametrize(
+    "name", ["ega", "ega-2", "ega-4", "ega-conv", "ega-morlet", "ega-db2", "mq-e", "mq-ep", "mq-ef"]
+)
 def test_published_gates_are_called_causal_and_fail_it(name):
     """The trait is the papers' claim; that it does not hold is a known failure that cites the claim."""
     published, repaired = zoo.get(name), zoo.get(f"{name}[statistics=prefix]")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from biases._checks import fail
-from biases.ablation._files import write_atomically
+from biases._files import write_atomically
 
 DATASETS = ("pydoc", "tinyshakespeare")
 TRAIN_SHARE = 0.9

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from biases._checks import fail, positive_int
+from biases._files import remove_temporaries
 from biases.ablation import _locks
-from biases.ablation._files import remove_temporaries
 from biases.ablation._pool import Pool, open_pool
 from biases.ablation._provenance import device_name, git_revision, versions
 from biases.ablation.data import Text, load_text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from biases._checks import fail, one_of
-from biases.ablation._files import write_atomically
+from biases._files import write_atomically
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "diverged")

@@ -8,13 +8,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from biases._checks import fail
+from biases._files import write_atomically
 from biases.report import ablation, bench, text, verification
 
 MAX_BYTES = 6_000_000
@@ -71,19 +71,7 @@ def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         fail("report path", "a file name", f"the folder {str(target)!r}")
     if not target.parent.is_dir():
         fail("report path", "a file in an existing folder", f"{str(target)!r}")
-    content = render(results).encode()
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(target, render(results).encode())
     return target
 
 

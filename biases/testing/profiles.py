@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, settings
 
 def load_profile() -> str:
     """Register the profiles and load the one named by ``HYPOTHESIS_PROFILE`` (default ``ci``); returns its name."""
-    common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    common: dict[str, Any] = {"deadline": None, "suppress_health_check": checks}
     settings.register_profile("ci", derandomize=True, database=None, print_blob=True, max_examples=30, **common)
     settings.register_profile("dev", max_examples=30, **common)
     settings.register_profile("nightly", max_examples=1000, **common)

@@ -1,0 +1,139 @@
+"""The console script ``biases``: a thin face over the package.
+
+Exit codes: 0 all is well, 1 something failed, 2 bad usage or bad input, 3 nothing was checked or measured,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import biases
+
+ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+OK, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except ValueError as error:
+        print(f"biases: {error}", file=sys.stderr)
+        return USAGE
+    except ModuleNotFoundError as error:
+        extra = f"pip install 'attention-biases[{options.extra}]'"
+        print(f"biases: {error}; `biases {options.command}` needs more packages: {extra}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("biases: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="biases", description=biases.__doc__)
+    parser.add_argument("--version", action="version", version=f"biases {biases.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    listing = _command(commands, "list", list_zoo, "show the zoo", "biases list ega", extra="check")
+    listing.add_argument("name", nargs="?", help="show one variant in full")
+    listing.add_argument("--kind", choices=["layer", "position", "model"], help="only variants of one kind")
+
+    demo = _command(
+        commands,
+        "demo",
+        demonstrate,
+        "verify, benchmark, ablate and report, small, in a few minutes",
+        "biases demo --dataset tinyshakespeare",
+        extra="demo",
+    )
+    text = demo.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="FILE", help="train on this UTF-8 text")
+    text.add_argument("--dataset", default="pydoc", help="pydoc (the default, no network) or tinyshakespeare")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the results (default: %(default)s)")
+    demo.add_argument("--seeds", type=int, default=6, help="seeds of the ablation (default: %(default)s)")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, what: str, example: str, *, extra: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.set_defaults(run=run, extra=extra)
+    return parser
+
+
+def list_zoo(options: argparse.Namespace) -> int:
+    """``biases list [NAME]``"""
+    if options.name:
+        row = _row(options.name)
+        print(json.dumps(row, indent=1) if options.json else _describe(row))
+        return OK
+    rows = biases.zoo.table(options.kind)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return OK if rows else NOTHING
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column, share in (("name", None), ("what", 3), ("fast path", 2), ("arXiv", 1)):
+        table.add_column(column, ratio=share, no_wrap=share is None)
+    for row in rows:
+        mark = " *" if row["known_failures"] else ""
+        papers = " ".join(dict.fromkeys(ARXIV.findall(row["paper"] or "")))
+        table.add_row(row["name"] + mark, row["summary"], row["fast_path"] or "", papers)
+    console = Console()
+    console.print(table)
+    console.print("* breaks a promise of its paper: `biases list NAME` says which", highlight=False)
+    return OK
+
+
+def _row(name: str) -> dict[str, Any]:
+    variant = biases.zoo.get(name)
+    base = next(row for row in biases.zoo.table() if row["name"] == name.partition("[")[0])
+    traits = variant.traits.as_dict()
+    failures = dict(variant.known_failures)
+    return {**base, "name": name, "options": dict(variant.options), "traits": traits, "known_failures": failures}
+
+
+def _describe(row: dict[str, Any]) -> str:
+    """One variant in full, for people."""
+    lines = [f"{row['name']}: {row['summary']}"]
+    for key in ("kind", "family", "paper", "parameters", "fast_path"):
+        if row[key] is not None:
+            lines.append(f"  {key.replace('_', ' '):<12}{row[key]}")
+    for key in ("options", "traits", "known_failures"):
+        entries = {name: value for name, value in row[key].items() if value not in (None, ())}
+        if entries:
+            lines.append(f"  {key.replace('_', ' ')}")
+            lines += [f"    {name:<22}{value}" for name, value in entries.items()]
+    lines += [f"  note: {note}" for note in row["notes"]]
+    return "\n".join(lines)
+
+
+def demonstrate(options: argparse.Namespace) -> int:
+    """``biases demo``"""
+    from biases.demo import run_demo
+    from biases.demo.summary import show
+
+    if options.seeds < 2:
+        raise ValueError(f"--seeds: expected at least 2 for a paired comparison, got {options.seeds}")
+    demo = run_demo(options.text or options.dataset, options.out, seeds=range(options.seeds))
+    if options.json:
+        print(json.dumps(demo.results, indent=1))
+    else:
+        show(demo)
+    if demo.interrupted:
+        return INTERRUPTED
+    return FAILED if demo.failures else OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Second part of the demo: what each bias costs beside attention without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from biases import ALiBi, ExponentialDecay, KeyGate, attend
+from biases.decays import retnet_log_rates
+
+SHAPE: dict[str, Any] = {"batch": 1, "heads": 4, "length": 1024, "head_dim": 64}
+ROUNDS = 9
+DIRECTIONS = ("forward", "forward+backward")
+
+
+def cases(heads: int, length: int) -> dict[str, tuple[bool, dict[str, Any], tuple[Tensor, ...]]]:
+    """Name -> (causal, arguments of ``attend``, tensors that get gradients)."""
+    logits = torch.randn(1, heads, length, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gate = {"key_gate": KeyGate(F.logsigmoid(logits.detach())), "causal": True}
+    retention = ExponentialDecay(retnet_log_rates(heads), placement="weights")
+    return {
+        "ega": (True, gate, ()),
+        "alibi": (True, {"bias": ALiBi(heads), "causal": True}, ()),
+        "alibi-symmetric": (False, {"bias": ALiBi(heads, symmetric=True)}, ()),
+        "retention": (True, {"decay": retention, "weights": "linear", "causal": True}, ()),
+        "sigmoid + alibi": (False, {"bias": ALiBi(heads, symmetric=True), "weights": "sigmoid"}, ()),
+    }
+
+
+def benchmark(*, rounds: int = ROUNDS, progress: Callable[[int, int, str], None]) -> Iterator[dict[str, Any]]:
+    """Time the fast path and the plain formulas of each bias; yields all rows so far, as the report takes them."""
+    from biases.bench import Case, bench_attention
+
+    listed = []
+    for name, (causal, options, parameters) in cases(SHAPE["heads"], SHAPE["length"]).items():
+        reference = _call(options, "reference")
+        dense = _call(options, "dense")
+        for label, run in ((name, _call(options, "auto")), (f"{name}, plain", dense)):
+            listed.append(Case(label, reference, run, low=dense, causal=causal, parameters=parameters))
+    rows: list[dict[str, Any]] = []
+    floors: dict[str, Any] = {}
+    for index, direction in enumerate(DIRECTIONS):
+        progress(index, len(DIRECTIONS), direction)
+        result = bench_attention(listed, **SHAPE, direction=direction, rounds=rounds)
+        rows += [_row(case, direction, SHAPE["length"]) for case in result.cases]
+        for name, floor in result.floors.items():
+            floors[f"{name}, {direction}"] = _row(floor, direction, SHAPE["length"])
+        yield {
+            "config": {**result.configuration, "direction": ", ".join(DIRECTIONS[: index + 1])},
+            "machine": dict(result.machine),
+            "rows": rows,
+            "floor": floors,
+        }
+    progress(len(DIRECTIONS), len(DIRECTIONS), "")
+
+
+def _call(options: dict[str, Any], backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, backend=backend, **options)
+
+    return run
+
+
+def _row(measured: Any, direction: str, length: int) -> dict[str, Any]:
+    """One measurement, flat."""
+    samples, ratio = measured.samples, measured.ratio
+    timed = measured.status == "ok"
+    return {
+        "name": measured.name,
+        "causal": measured.causal,
+        "direction": direction,
+        "length": length,
+        "seconds_median": samples.median if timed else None,
+        "seconds_low": samples.low if timed else None,
+        "seconds_high": samples.high if timed else None,
+        "ratio": ratio.value if ratio else None,
+        "ratio_low": ratio.low if ratio else None,
+        "ratio_high": ratio.high if ratio else None,
+        "peak_bytes": measured.peak_bytes,
+        "floor_peak_bytes": measured.floor_peak_bytes,
+        "status": measured.status,
+        "message": measured.message,
+    }

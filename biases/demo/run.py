@@ -1,0 +1,163 @@
+"""Runs the parts of the demo one after another, shows progress, keeps what is finished, writes the page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import biases
+from biases import zoo
+from biases._files import write_atomically
+from biases.demo import benchmark, study, verification
+
+COMMAND = "biases demo"
+
+
+@dataclass
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        results: as :func:`biases.report.render` takes them.
+        page: the page.
+        interrupted: whether it was stopped before its end.
+    """
+
+    results: dict[str, Any]
+    page: Path
+    interrupted: bool = False
+    leak: dict[str, Any] | None = field(default=None)
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong, a line each; empty if all is well."""
+        found = [
+            f"{r['subject']}: {r['property']} {r['status']}"
+            for r in self.results.get("verification", {}).get("results", [])
+            if r["status"] in ("failed", "error", "xpassed")
+        ]
+        rows = self.results.get("bench", {}).get("rows", [])
+        return found + [f"bench of {r['name']}: {r['message']}" for r in rows if r["status"] != "ok"]
+
+
+def run_demo(
+    data: str = "pydoc",
+    out: str | Path = "runs/demo",
+    *,
+    layers: Sequence[str] | None = None,
+    seeds: Sequence[int] = study.SEEDS,
+    steps: int | None = None,
+    rounds: int = benchmark.ROUNDS,
+    workers: int = 2,
+) -> Demo:
+    """Verify, benchmark, ablate and report.
+
+    Args:
+        data: ``"pydoc"`` (needs no network), ``"tinyshakespeare"`` or a text file.
+        out: folder of the results; finished ablation cells in it are used again.
+        layers: layers to verify; all sequence layers if ``None``.
+        seeds, steps: size of the ablation.
+        rounds: of the benchmark.
+        workers: processes of the ablation.
+
+    Raises:
+        ValueError: unusable text or sizes, before anything is run.
+    """
+    from biases.ablation import load_text
+
+    folder = Path(out)
+    cells = folder / "ablation"
+    load_text(data)
+    study.grid(data, seeds, steps)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"missing": {}}
+    interrupted = False
+    with _progress() as bar:
+        ablate = _events(bar("ablate"), len(seeds) * len(study.ATTENTION) * len(study.POSITION))
+        parts = {
+            "verification": verification.verify(layers, progress=bar("verify")),
+            "bench": benchmark.benchmark(rounds=rounds, progress=bar("benchmark")),
+            "ablation": study.study(data, cells, seeds=seeds, steps=steps, workers=workers, progress=ablate),
+        }
+        for name, part in parts.items():
+            if interrupted:
+                results["missing"][name] = "interrupted before it ran"
+                continue
+            try:
+                for section in part:
+                    results[name] = {**section, "command": COMMAND, "file": str(folder / f"{name}.json")}
+            except KeyboardInterrupt:
+                interrupted = True
+                results["missing"][name] = "interrupted"
+            if name in results:
+                _save(results[name], folder / f"{name}.json")
+    if interrupted and "ablation" not in results and (cells / "cells").is_dir():
+        results["ablation"] = {**study.summarise(cells), "command": COMMAND}
+    return _finish(results, folder, interrupted)
+
+
+def _finish(results: dict[str, Any], folder: Path, interrupted: bool) -> Demo:
+    from biases.bench import facts
+    from biases.report import write
+
+    results |= {
+        "title": "Attention biases: the demo",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": COMMAND,
+        "machine": facts(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "biases": biases.__version__},
+        "zoo": zoo.table(),
+    }
+    _save(results, folder / "results.json")
+    page = write(results, folder / "report.html")
+    leak = verification.leak_of(results.get("verification", {}).get("results", []))
+    return Demo(results, page, interrupted, leak)
+
+
+def _save(value: Any, path: Path) -> None:
+    write_atomically(path, json.dumps(value, indent=1).encode())
+
+
+Report = Callable[[int, int, str], None]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], Report]]:
+    """A factory of progress callbacks, one bar a part."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[now]}")) as bars:
+
+        def part(name: str) -> Report:
+            task = bars.add_task(name, total=None, now="", start=False)
+
+            def report(done: int, total: int, now: str) -> None:
+                if not done:
+                    bars.start_task(task)
+                bars.update(task, completed=done, total=total, now=now)
+
+            return report
+
+        yield part
+
+
+def _events(report: Report, total: int) -> Callable[[dict[str, Any]], None]:
+    """From the grid's events to (done, total, what)."""
+    finished: set[str] = set()
+    report(0, total, "")
+
+    def event(news: dict[str, Any]) -> None:
+        if news["event"] in ("finished", "skipped"):
+            finished.add(news["id"])
+        report(len(finished), total, f"{news.get('arm', '')} seed {news.get('seed', '')}")
+
+    return event

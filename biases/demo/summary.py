@@ -1,0 +1,84 @@
+"""What the demo prints at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from biases.demo.run import Demo
+
+
+def show(demo: Demo) -> None:
+    """Print findings, tables and the leak's counterexample."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    _verification(console, demo)
+    _benchmark(console, demo.results.get("bench", {}).get("rows", []))
+    _ablation(console, demo.results.get("ablation", {}))
+    for failure in demo.failures:
+        console.print(f"FAILED  {failure}", style="bold red", markup=False)
+    if demo.interrupted:
+        console.print("Interrupted: what was finished is kept, and the next run goes on from it.", style="yellow")
+    console.print(f"\nThe page with all of it: {demo.page}", style="bold", markup=False)
+
+
+def _verification(console: Any, demo: Demo) -> None:
+    results = demo.results.get("verification", {}).get("results", [])
+    if not results:
+        return
+    counts = Counter(result["status"] for result in results)
+    subjects = len({result["subject"] for result in results})
+    tally = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.most_common())
+    console.rule("Verification", align="left")
+    console.print(f"{len(results)} checks of {subjects} layers: {tally}.")
+    if demo.leak is not None:
+        console.print("\nThe published EGA calls itself strictly causal. Its counterexample:", style="bold")
+        console.print(demo.leak["message"], markup=False)
+        console.print("To see it alone:", style="bold")
+        console.print(demo.leak["reproduce"], markup=False, style="dim")
+
+
+def _benchmark(console: Any, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    from rich.table import Table
+
+    table = Table("bias", "direction", "time / floor", "spread", "peak memory / floor's", box=None, pad_edge=False)
+    for row in rows:
+        if row["status"] != "ok":
+            table.add_row(row["name"], row["direction"], row["status"], "", "")
+            continue
+        memory = row["peak_bytes"] / row["floor_peak_bytes"]
+        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        table.add_row(row["name"], row["direction"], f"{row['ratio']:.2f}", spread, f"{memory:.1f}")
+    console.rule("Benchmark: 1.00 is stock attention without a bias, in the same run", align="left")
+    console.print(table)
+
+
+def _ablation(console: Any, ablation: dict[str, Any]) -> None:
+    rows = [*ablation.get("contrasts", [])]
+    if ablation.get("interaction"):
+        rows.append(ablation["interaction"])
+    if not rows:
+        return
+    from rich.table import Table
+
+    table = Table(
+        "contrast (nats per character)", "mean", "95 % interval", "n", "p", "verdict", box=None, pad_edge=False
+    )
+    for row in rows:
+        interval = "" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"])
+        p = "" if row["p_sign_flip"] is None else f"{row['p_sign_flip']:.3f}"
+        table.add_row(row["name"], f"{row['mean']:+.4f}", interval, str(row["n"]), p, row["verdict"])
+    console.rule("Ablation: paired by seed; below zero is a lower loss", align="left")
+    console.print(table)
+    console.print(
+        f"p: exact sign-flip; the smallest attainable with n = {rows[0]['n']} is {rows[0]['p_smallest']:.3f}."
+    )
+    for arm, values in ablation["arms"].items():
+        if values.get("leak_interval"):
+            low, high = values["leak_interval"]
+            console.print(
+                f"loss on prefixes minus loss on whole windows, {arm}: {low:+.4f} to {high:+.4f}", markup=False
+            )
