@@ -204,7 +204,7 @@ def test_a_mask_over_pairs_is_handed_to_the_kernel() -> None:
     assert plan.name == "mask"
 
 
-@pytest.mark.parametrize(("causal", "gated"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize(("causal", "gated"), list(itertools.product([False, True], repeat=2)))
 def test_gradcheck(causal: bool, gated: bool) -> None:
     """Analytic gradients against finite differences, through the own backward of the key bias."""
     q, k, v = (x.requires_grad_() for x in qkv(1, (1, 2, 5, 4)))

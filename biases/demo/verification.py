@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from biases import zoo
 
 PROPERTIES = (
@@ -32,9 +34,19 @@ def verify(
         names: layers; all of the zoo's if ``None``.
         progress: called with (done, total, name) before each layer.
     """
+    subjects = list(names or zoo.names("layer", "sequence"))
+    # Examples are a few tokens long: more threads would only wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from _verify(subjects, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _verify(subjects: Sequence[str], progress: Callable[[int, int, str], None]) -> Iterator[dict[str, Any]]:
     from biases.testing import check_attention
 
-    subjects = list(names or zoo.names("layer", "sequence"))
     results: list[dict[str, Any]] = []
     for done, name in enumerate(subjects):
         progress(done, len(subjects), name)
