@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text", metavar="FILE", help="train on this UTF-8 text")
     text.add_argument("--dataset", default="pydoc", help="pydoc (the default, no network) or tinyshakespeare")
     demo.add_argument("--out", default="runs/demo", metavar="DIR", help="folder of the results (default: %(default)s)")
-    demo.add_argument("--seeds", type=int, default=6, help="seeds of the ablation (default: %(default)s)")
+    demo.add_argument("--seeds", type=int, default=8, help="seeds of the ablation (default: %(default)s)")
     return parser
 
 

@@ -14,17 +14,17 @@ import numpy as np
 
 ATTENTION = ("standard", "ega")
 POSITION = ("learned", "mope")
-SEEDS = (0, 1, 2, 3, 4, 5)
+SEEDS = tuple(range(8))
 UNIT = "nats per character"
 MODEL: dict[str, Any] = {"layers": 2, "heads": 4, "dim": 64, "context": 64, "dropout": 0.0}
 TRAIN: dict[str, Any] = {
-    "steps": 300,
+    "steps": 400,
     "batch": 16,
     "learning_rate": 1e-3,
-    "warmup": 30,
+    "warmup": 40,
     "evaluate_every": 100,
     "evaluation_windows": 64,
-    "truncated_positions": 256,
+    "truncated_positions": 1024,
 }
 
 
