@@ -100,7 +100,7 @@ def run_demo(
             if name in results:
                 _save(results[name], folder / f"{name}.json")
     if interrupted and "ablation" not in results and (cells / "cells").is_dir():
-        results["ablation"] = {**study.summarise(cells), "command": COMMAND}
+        results["ablation"] = {**study.summarise(study.grid(data, seeds, steps), cells), "command": COMMAND}
     return _finish(results, folder, interrupted)
 
 
@@ -120,6 +120,12 @@ def _finish(results: dict[str, Any], folder: Path, interrupted: bool) -> Demo:
     page = write(results, folder / "report.html")
     leak = verification.leak_of(results.get("verification", {}).get("results", []))
     return Demo(results, page, interrupted, leak)
+
+
+def headline(results: dict[str, Any]) -> dict[str, Any]:
+    """The part of the demo's results that the README reads: without the battery's messages and the zoo."""
+    parts = ("created", "machine", "versions", "bench", "ablation")
+    return {name: results[name] for name in parts if name in results}
 
 
 def _save(value: Any, path: Path) -> None:

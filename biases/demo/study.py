@@ -6,6 +6,7 @@ published effect only what its intervals say.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,19 +57,29 @@ def study(
     """Run or resume the grid, whose cells are written to ``out`` one by one; yields its summary."""
     from biases.ablation import run_grid
 
-    run_grid(grid(data, seeds, steps), out, workers=workers, progress=progress)
-    yield summarise(out)
+    planned = grid(data, seeds, steps)
+    run_grid(planned, out, workers=workers, progress=progress)
+    yield summarise(planned, out)
 
 
-def summarise(out: Path) -> dict[str, Any]:
-    """The finished cells of ``out``, as the report takes them: curves, contrasts, interaction, leak of every arm."""
+def summarise(planned: Any, out: Path) -> dict[str, Any]:
+    """The finished cells of the grid ``planned`` in ``out``, as the report takes them.
+
+    Curves, contrasts, interaction and the leak of every arm. Other cells in the folder, of another size or text, do not
+    count.
+    """
     from biases.ablation import load_results
 
-    results = [result for result in load_results(out) if result["status"] == "ok"]
+    wanted = {cell.id for cell in planned.cells()}
+    results = [result for result in load_results(out) if result["status"] == "ok" and result["id"] in wanted]
     arms = {arm: [r for r in results if r["arm"] == arm] for arm in sorted({r["arm"] for r in results})}
-    first = results[0] if results else {}
     shown = {
-        "config": {**first.get("config", {}), "seeds": sorted({r["seed"] for r in results}), "data": first.get("data")},
+        "config": {
+            "data": results[0]["data"] if results else planned.data,
+            "model": MODEL,
+            "train": dataclasses.asdict(planned.train),
+            "seeds": sorted({r["seed"] for r in results}),
+        },
         "factors": {"attention": list(ATTENTION), "position": list(POSITION)},
         "arms": {arm: _arm(cells) for arm, cells in arms.items()},
         "file": str(out),

@@ -34,26 +34,29 @@ def _verification(console: Any, demo: Demo) -> None:
     console.print(f"{len(results)} checks of {subjects} layers: {tally}.")
     if demo.leak is not None:
         console.print("\nThe published EGA calls itself strictly causal. Its counterexample:", style="bold")
-        console.print(demo.leak["message"], markup=False)
+        console.print(demo.leak["message"], markup=False, soft_wrap=True)
         console.print("To see it alone:", style="bold")
-        console.print(demo.leak["reproduce"], markup=False, style="dim")
+        console.print(demo.leak["reproduce"], markup=False, style="dim", soft_wrap=True)
 
 
 def _benchmark(console: Any, rows: list[dict[str, Any]]) -> None:
-    if not rows:
+    timed = {(row["name"], row["direction"]): row for row in rows if row["status"] == "ok"}
+    if not timed:
         return
     from rich.table import Table
 
-    table = Table("bias", "direction", "time / floor", "spread", "peak memory / floor's", box=None, pad_edge=False)
-    for row in rows:
-        if row["status"] != "ok":
-            table.add_row(row["name"], row["direction"], row["status"], "", "")
-            continue
-        memory = row["peak_bytes"] / row["floor_peak_bytes"]
-        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-        table.add_row(row["name"], row["direction"], f"{row['ratio']:.2f}", spread, f"{memory:.1f}")
+    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    table = Table("bias", *directions, "peak memory", box=None, pad_edge=False)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells = [timed.get((name, direction)) for direction in directions]
+        times = [f"{c['ratio']:.2f} ({c['ratio_low']:.2f} to {c['ratio_high']:.2f})" if c else "-" for c in cells]
+        memory = f"{cells[0]['peak_bytes'] / cells[0]['floor_peak_bytes']:.1f}" if cells[0] else "-"
+        table.add_row(name, *times, memory)
     console.rule("Benchmark: 1.00 is stock attention without a bias, in the same run", align="left")
     console.print(table)
+    console.print(
+        '"plain" is the same bias by dense formulas. Median and quartiles of interleaved rounds.', style="dim"
+    )
 
 
 def _ablation(console: Any, ablation: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ def _ablation(console: Any, ablation: dict[str, Any]) -> None:
         interval = "" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"])
         p = "" if row["p_sign_flip"] is None else f"{row['p_sign_flip']:.3f}"
         table.add_row(row["name"], f"{row['mean']:+.4f}", interval, str(row["n"]), p, row["verdict"])
-    console.rule("Ablation: paired by seed; below zero is a lower loss", align="left")
+    console.rule("Ablation: validation loss in nats per character, paired by seed", align="left")
     console.print(table)
     console.print(
         f"p: exact sign-flip; the smallest attainable with n = {rows[0]['n']} is {rows[0]['p_smallest']:.3f}."

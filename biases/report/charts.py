@@ -127,6 +127,8 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = list(dict.fromkeys(text.label(row["name"]) for row in rows))
     data: list[dict[str, Any]] = []
     ticks: list[dict[str, Any]] = []
+    # Bars stand side by side only where one name has several.
+    several = len({(row["name"], row["length"], row["mask"]) for row in rows}) > len(names)
     for index, (name, group) in enumerate(_lengths(rows)):
         labels = [text.label(row["name"]) for row in group]
         floors = [row["floor_peak_bytes"] for row in group]
@@ -143,7 +145,7 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 "customdata": [text.size(floor) for floor in floors],
                 "hovertemplate": "%{y}<br>%{text}, floor %{customdata}<extra></extra>",
                 "marker": {"color": _colour(index)},
-                "offsetgroup": str(index),
+                "offsetgroup": str(index) if several else "0",
             }
         )
         ticks.append(
@@ -156,13 +158,13 @@ def memory(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 "x": floors,
                 "y": labels,
                 "hoverinfo": "skip",
-                "offsetgroup": str(index),
+                "offsetgroup": str(index) if several else "0",
                 "marker": {"symbol": "line-ns", "size": 15, "line": {"width": 3, "color": "var(--ink)"}},
             }
         )
     known = [row["peak_bytes"] for row in rows] + [row["floor_peak_bytes"] or 0 for row in rows]
     axis = _axis("peak memory beyond the inputs", range=[0, 1.25 * max(known) or 1], **_byte_ticks(max(known)))
-    height = 110 + len(names) * (10 + 20 * len(data))
+    height = 110 + len(names) * (10 + 20 * (len(data) if several else 1))
     # Markers keep to their own bar of a group only where scatter traces are grouped too.
     modes = {"scattermode": "group", "scattergap": 0.25, "bargap": 0.25}
     return _figure([*data, *ticks], height, axis, _names_axis(names), **modes)
