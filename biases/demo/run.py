@@ -81,11 +81,12 @@ def run_demo(
     results: dict[str, Any] = {"missing": {}}
     interrupted = False
     with _progress() as bar:
-        ablate = _events(bar("ablate"), len(seeds) * len(study.ATTENTION) * len(study.POSITION))
+        verify, time, ablate = bar("verify"), bar("benchmark"), bar("ablate")
+        cell = _events(ablate, len(seeds) * len(study.ATTENTION) * len(study.POSITION))
         parts = {
-            "verification": verification.verify(layers, progress=bar("verify")),
-            "bench": benchmark.benchmark(rounds=rounds, progress=bar("benchmark")),
-            "ablation": study.study(data, cells, seeds=seeds, steps=steps, workers=workers, progress=ablate),
+            "verification": verification.verify(layers, progress=verify),
+            "bench": benchmark.benchmark(rounds=rounds, progress=time),
+            "ablation": study.study(data, cells, seeds=seeds, steps=steps, workers=workers, progress=cell),
         }
         for name, part in parts.items():
             if interrupted:
@@ -147,8 +148,7 @@ def _progress() -> Iterator[Callable[[str], Report]]:
             task = bars.add_task(name, total=None, now="", start=False)
 
             def report(done: int, total: int, now: str) -> None:
-                if not done:
-                    bars.start_task(task)
+                bars.start_task(task)
                 bars.update(task, completed=done, total=total, now=now)
 
             return report
@@ -159,7 +159,6 @@ def _progress() -> Iterator[Callable[[str], Report]]:
 def _events(report: Report, total: int) -> Callable[[dict[str, Any]], None]:
     """From the grid's events to (done, total, what)."""
     finished: set[str] = set()
-    report(0, total, "")
 
     def event(news: dict[str, Any]) -> None:
         if news["event"] in ("finished", "skipped"):
