@@ -288,7 +288,7 @@ def test_overview_states_the_findings(page: Page) -> None:
     assert "56 checks of 7 properties on 8 subjects: 1 failed, 2 known failures, 45 passed" in text
     assert "Broken promises: swat (float64-agreement)." in text
     assert "ega-token at ×1.07 (forward, length 256)" in text
-    assert "ega - standard, learned: −0.31 nats per character [−0.36, −0.26] over 6 seeds, better." in text
+    assert "ega - standard, learned: −0.310 nats per character [−0.360, −0.260] over 6 seeds, better." in text
     assert "ega+learned (+0.42)" in text
     assert "standard+learned (" not in text
 

@@ -1,7 +1,8 @@
 """The parts of the README that are generated: the table of biases and what the demo found.
 
-``python -m biases.demo.readme`` writes them into ``README.md``; a test checks that they are up to date. Given the folder
-of a run, as in ``python -m biases.demo.readme runs/demo``, it takes that run's results for the committed ones first.
+``python -m biases.demo.readme`` writes them into ``README.md``; a test checks that they are up to date. Given the
+folder of a run, as in ``python -m biases.demo.readme runs/demo``, it takes that run's results for the committed ones
+first.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ class EnergyGate(nn.Module):
 
 def energy_traits(options: Mapping[str, Any]) -> Traits:
     """Traits of the gates of this family, by ``statistics``; causal, as the papers claim."""
+    one_of("EGA statistics", options["statistics"], STATISTICS)
     sight = {"window": "window", "prefix": "prefix", "none": "token"}[options["statistics"]]
     return Traits(
         causal=True,

@@ -27,7 +27,7 @@ def contrast(raw: Mapping[str, Any], name: str = "contrast") -> dict[str, Any]:
         "low": low,
         "high": high,
         "n": text.words(raw.get("n")),
-        "effect": text.number(mean, signed=True),
+        "effect": text.number(mean, signed=True, decimals=text.places(low, high)),
         "interval": text.span(low, high, signed=True),
         "p": p,
         "p_smallest": smallest,

@@ -95,10 +95,19 @@ def words(value: object) -> str:
     return str(value)
 
 
-def number(value: float | None, *, signed: bool = False) -> str:
-    """Four significant digits, a true minus sign; a dash for ``None``."""
+def places(low: float | None, high: float | None) -> int | None:
+    """Decimals at which the width of an interval shows three digits; ``None`` without a width."""
+    if low is None or high is None or not high > low:
+        return None
+    return max(0, 2 - math.floor(math.log10(high - low)))
+
+
+def number(value: float | None, *, signed: bool = False, decimals: int | None = None) -> str:
+    """Four significant digits or so many decimals, a true minus sign; a dash for ``None``."""
     if value is None:
         return DASH
+    if decimals is not None:
+        return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
     digits = f"{value:+.4g}" if signed and value else f"{value:.4g}"
     return digits.replace("-", "−")
 
@@ -107,7 +116,8 @@ def span(low: float | None, high: float | None, *, signed: bool = False) -> str:
     """An interval in brackets; a dash where an end is missing."""
     if low is None or high is None:
         return DASH
-    return f"[{number(low, signed=signed)}, {number(high, signed=signed)}]"
+    decimals = places(low, high)
+    return f"[{number(low, signed=signed, decimals=decimals)}, {number(high, signed=signed, decimals=decimals)}]"
 
 
 def ratio(value: float | None) -> str:

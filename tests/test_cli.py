@@ -1,0 +1,87 @@
+"""The console script: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from biases import zoo
+from biases.cli import main
+
+
+def test_list_shows_every_variant(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in zoo.names():
+        assert name in out
+
+
+def test_list_as_json_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json", "--kind", "position"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == zoo.names("position")
+
+
+def test_list_of_one_shows_what_it_breaks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "ega"]) == 0
+    out = capsys.readouterr().out
+    assert "2605.21842" in out
+    assert "future-independence" in out
+    assert main(["list", "ega[statistics=prefix]", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["known_failures"] == {}
+    assert row["traits"]["gate_sees"] == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "egaa"], "did you mean 'ega'"),
+        (["list", "ega[statistic=prefix]"], "expected one of 'mixing', 'statistics', got 'statistic'"),
+        (["list", "ega[statistics=future]"], "expected one of 'window', 'prefix', 'none', got 'future'"),
+        (["demo", "--text", "no such file"], "no such file"),
+        (["demo", "--dataset", "wikipedia"], "expected"),
+        (["demo", "--seeds", "1"], "expected at least 2"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_a_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("biases: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["list", "--nonsense"], ["demo", "--text", "a", "--dataset", "b"]]
+)
+def test_bad_usage_is_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["list", "demo"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"example: biases {command}" in capsys.readouterr().out
+
+
+def test_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rich", "rich.console", "rich.table"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert main(["list"]) == 2
+    assert "pip install 'attention-biases[check]'" in capsys.readouterr().err
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "biases.cli", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("biases ")
