@@ -73,7 +73,7 @@ def register(
     known_failures: Mapping[str, str] | Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter the decorated function into the registry under ``name``; its keyword defaults are the options.
+    """Enter the decorated function or class into the registry; its parameters with defaults are the options.
 
     Raises:
         ValueError: the name is taken, or the kind is unknown.
@@ -86,7 +86,7 @@ def register(
         options = {
             parameter.name: parameter.default
             for parameter in inspect.signature(make).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            if parameter.default is not inspect.Parameter.empty
         }
         failures: Mapping[str, str] | Callable[..., Mapping[str, str]] = known_failures or {}
         VARIANTS[name] = Variant(

@@ -39,6 +39,14 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
+@register(
+    "char-gpt",
+    kind="model",
+    family="models",
+    summary="the character-level GPT of the EGA and MoPE papers, 4,816,640 parameters at its defaults",
+    traits=Traits(causal=True, published="2605.21842 section 4.1"),
+    parameters="4,816,640",
+)
 class CharGPT(nn.Module):
     """Logits of the next character: tokens (B, T) -> (B, T, V).
 
@@ -151,42 +159,3 @@ def _rotate(layer: nn.Module, rotary: nn.Module, name: str) -> None:
             "a rotation of queries and keys",
         )
     layer.rotary = rotary
-
-
-@register(
-    "char-gpt",
-    kind="model",
-    family="models",
-    summary="the character-level GPT of the EGA and MoPE papers, 4,816,640 parameters at its defaults",
-    traits=Traits(causal=True, published="2605.21842 section 4.1"),
-    parameters="4,816,640",
-)
-def char_gpt(
-    *,
-    vocab: int = 65,
-    context: int = 256,
-    layers: int = 6,
-    heads: int = 8,
-    dim: int = 256,
-    attention: str = "standard",
-    position: str = "learned",
-    absolute_too: bool = False,
-    dropout: float = 0.1,
-    attention_options: Mapping[str, Any] | None = None,
-    position_options: Mapping[str, Any] | None = None,
-    backend: str = "auto",
-) -> CharGPT:
-    return CharGPT(
-        vocab,
-        context=context,
-        layers=layers,
-        heads=heads,
-        dim=dim,
-        attention=attention,
-        position=position,
-        absolute_too=absolute_too,
-        dropout=dropout,
-        attention_options=attention_options,
-        position_options=position_options,
-        backend=backend,
-    )
