@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from biases._checks import boolean, fail, one_of, rank
@@ -22,6 +24,7 @@ from biases.backends import (
 
 BACKENDS = ("auto", "fused", "dense", "reference")
 ALIGNMENTS = ("upper-left", "lower-right")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 WEIGHTS = ("softmax", "sigmoid", "linear")
 
 
@@ -73,7 +76,16 @@ def attend(
     problem = _problem(q, k, v, bias, key_gate, weights, decay, mask, causal, alignment, dropout, scale)
     one_of("backend", backend, BACKENDS)
     if problem.q.numel() == 0 or problem.v.numel() == 0:
-        return problem.q.new_zeros(*problem.q.shape[:3], problem.v.shape[-1])
+        return problem.q.sum(-1, keepdim=True).expand(*problem.q.shape[:3], problem.v.shape[-1]) * 0.0
+    device = q.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        # Each formulation chooses the precision of its parts; autocast would choose another for some of them.
+        with torch.autocast(device, enabled=False):
+            return _run(problem, backend)
+    return _run(problem, backend)
+
+
+def _run(problem: Problem, backend: str) -> Tensor:
     if backend == "reference":
         return reference(problem)
     if backend == "dense":
@@ -117,6 +129,8 @@ def _problem(
     _check_tensors(q, k, v)
     (batch, heads, L, D), S = q.shape, k.shape[2]
     one_of("weights", weights, WEIGHTS)
+    if not isinstance(causal, bool):
+        fail("attend causal", "True or False", repr(causal))
     if not 0.0 <= dropout < 1.0:
         fail("attend dropout", "a probability in [0, 1)", dropout)
     scale = 1.0 / math.sqrt(D) if scale is None else float(scale)
@@ -125,7 +139,7 @@ def _problem(
     biases = terms(bias)
     if decay is not None:
         check_decay(decay, weights)
-    geometry = Geometry(L, S, _offset(L, S, alignment, causal, biases, decay), bool(causal))
+    geometry = Geometry(L, S, _offset(L, S, alignment, causal, biases, decay), causal)
     for term in (*biases, *([decay] if decay is not None else [])):
         term.check(geometry, batch, heads)
     if key_gate is not None:
@@ -142,6 +156,8 @@ def _problem(
         # An excluded key takes no part even where it holds NaN, which 0 * NaN would not undo.
         gone = ~keep[..., None]
         k, v = k.masked_fill(gone, 0.0), v.masked_fill(gone, 0.0)
+        if key_gate is not None:
+            key_gate = replace(key_gate, log=torch.where(keep, key_gate.log, 0.0))
     return Problem(q, k, v, geometry, scale, weights, biases, decay, key_gate, keep, pairs, float(dropout))
 
 
@@ -150,6 +166,10 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     rank("attend k", k, "B H S D")
     rank("attend v", v, "B H S Dv")
     batch, heads, _, D = q.shape
+    if q.dtype not in DTYPES:
+        fail("attend q dtype", "float32, float64, bfloat16 or float16", q.dtype)
+    if D < 1 or heads < 1:
+        fail("attend q", "at least one head of at least one channel", tuple(q.shape))
     if k.shape[0] != batch or k.shape[3] != D or k.shape[1] < 1 or heads % k.shape[1]:
         expected = f"shape ({batch}, H' dividing {heads}, S, {D}), to match q {tuple(q.shape)}"
         fail("attend k", expected, tuple(k.shape))

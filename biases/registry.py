@@ -121,6 +121,8 @@ def get(name: str) -> Variant:
     Raises:
         ValueError: unknown name (near ones are suggested) or option.
     """
+    if not isinstance(name, str):
+        fail("zoo name", "a string", type(name).__name__)
     base, options = _parse(name)
     one_of("zoo name", base, sorted(VARIANTS))
     variant = VARIANTS[base]

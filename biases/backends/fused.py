@@ -104,10 +104,13 @@ def _formulate_softmax(problem: Problem) -> Formulation:
     if gate is not None and gate.renormalise:
         log = gate.log.to(dtype)
         key_bias = log if key_bias is None else key_bias + log
+    if key_bias is not None:
+        # Softmax sees differences only, and the kernels resolve small numbers better than large ones.
+        top = key_bias.detach().amax(-1, keepdim=True)
+        key_bias = key_bias - torch.where(torch.isfinite(top), top, torch.zeros_like(top))
     if problem.keep is not None:
-        open_ = torch.zeros_like(problem.keep, dtype=dtype)
-        closed = open_.masked_fill(~problem.keep, -torch.inf)
-        key_bias = closed if key_bias is None else key_bias + closed
+        key_bias = torch.zeros_like(problem.keep, dtype=dtype) if key_bias is None else key_bias
+        key_bias = torch.where(problem.keep, key_bias, -torch.inf)
 
     native = geometry.causal and geometry.offset == 0
     if problem.mask is not None:
@@ -160,6 +163,8 @@ def fused(problem: Problem) -> Tensor:
 def _structured(q: Tensor, k: Tensor, v: Tensor, plan: Formulation, problem: Problem) -> Tensor:
     """The formulations "toeplitz" and "channels"."""
     scale, table = problem.scale, plan.table
+    # On other strides stock attention takes its dense path.
+    q, k, v = (_row_contiguous(x) for x in (q, k, v))
     if table is not None:
         table = _without_negligible(table, plan, problem).contiguous()
     q, k, v = extra_channels(q, k, v, plan.key_bias, plan.low_rank, scale)
@@ -197,9 +202,10 @@ def _without_negligible(table: Tensor, plan: Formulation, problem: Problem) -> T
     alone = plan.key_bias is None and not plan.low_rank
     if not alone or geometry.L != geometry.S or geometry.offset != 0:
         return table
-    reach = problem.scale * problem.q.norm(dim=-1).amax((0, 2)) * problem.k.norm(dim=-1).amax((0, 2))
+    q, k = problem.q.to(table.dtype), problem.k.to(table.dtype)
+    reach = problem.scale * q.norm(dim=-1).amax((0, 2)) * k.norm(dim=-1).amax((0, 2))
     margin = -2.0 * math.log(torch.finfo(table.dtype).eps)
-    bound = table[:, geometry.S - 1] - 2.0 * reach.to(table.dtype) - margin
+    bound = table[:, geometry.S - 1] - 2.0 * reach - margin
     return torch.where(table < bound[:, None], -torch.inf, table)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from biases.backends.terms import LowRank
@@ -45,7 +44,7 @@ def key_bias_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, 
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     if q.device.type == "cpu" and _CPU_FORWARD is not None and _CPU_BACKWARD is not None:
         full = bias.expand(q.shape[0], q.shape[1], bias.shape[2])
-        return _KeyBiasOnCPU.apply(q, k, v, full, causal, scale)
+        return _KeyBiasOnCPU.apply(q, k, v, full, causal, scale)[0]
     queries, keys, values = extra_channels(q, k, v, bias, (), scale)
     out = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal, scale=scale)
     return out[..., : v.shape[-1]]
@@ -55,36 +54,83 @@ class _KeyBiasOnCPU(torch.autograd.Function):
     """The fused CPU kernel with a stride-0 mask; see the module docstring for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, scale: float) -> Tensor:
-        mask = _as_mask(bias, q)
-        out, lse = _CPU_FORWARD(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
-        ctx.save_for_backward(q, k, v, bias, out, lse)
-        ctx.causal, ctx.scale = causal, scale
-        return out
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        return _CPU_FORWARD(q, k, v, 0.0, causal, attn_mask=_as_mask(bias, q), scale=scale)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, out, lse = ctx.saved_tensors
-        mask = _as_mask(bias, q)
-        if not ctx.needs_input_grad[3]:
-            dq, dk, dv = _CPU_BACKWARD(grad, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=mask, scale=ctx.scale)
-            return dq, dk, dv, None, None, None
-        width, D = v.shape[-1] + CHANNELS, v.shape[-1]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.causal, ctx.scale = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        with_bias = ctx.needs_input_grad[3]
+        grads = _KeyBiasOnCPUBackward.apply(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, with_bias)
+        return *grads[:3], grads[3] if with_bias else None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        outputs = _KeyBiasOnCPU.apply(*_fold(info.batch_size, in_dims, inputs))
+        return _unfold(info.batch_size, outputs)
+
+
+class _KeyBiasOnCPUBackward(torch.autograd.Function):
+    """Gradients of queries, keys, values and, if asked for, bias; a function so that it can be vectorised over."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        causal: bool,
+        scale: float,
+        with_bias: bool,
+    ) -> tuple[Tensor, ...]:
+        mask, D = _as_mask(bias, q), v.shape[-1]
+        if not with_bias:
+            grads = _CPU_BACKWARD(grad, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+            return *grads, torch.zeros_like(bias)
         delta = _parts((grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1, keepdim=True), grad.dtype)
+        width = D + CHANNELS
         wide = pad_channels(torch.cat([grad, *delta], -1), width)
-        dq, dk, dv = _CPU_BACKWARD(
-            wide,
-            *(pad_channels(x, width) for x in (q, k, v, out)),
-            lse,
-            0.0,
-            ctx.causal,
-            attn_mask=mask,
-            scale=ctx.scale,
-        )
+        padded = (pad_channels(x, width) for x in (q, k, v, out))
+        dq, dk, dv = _CPU_BACKWARD(wide, *padded, lse, 0.0, causal, attn_mask=mask, scale=scale)
         received = (dv[..., :D].to(lse.dtype) * v.to(lse.dtype)).sum(-1)
         received = received - dv[..., D : D + len(delta)].to(lse.dtype).sum(-1)
-        return dq[..., :D], dk[..., :D], dv[..., :D], received.to(bias.dtype), None, None
+        return dq[..., :D], dk[..., :D], dv[..., :D], received.to(bias.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError("second derivatives of the fused kernel: use attend(..., backend='dense')")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        outputs = _KeyBiasOnCPUBackward.apply(*_fold(info.batch_size, in_dims, inputs))
+        return _unfold(info.batch_size, outputs)
+
+
+def _fold(size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
+    """Inputs of a vectorised call with the vectorised axis folded into the batch."""
+    folded = []
+    for x, dim in zip(inputs, in_dims, strict=True):
+        if isinstance(x, Tensor):
+            x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            x = x.flatten(0, 1)
+        folded.append(x)
+    return folded
+
+
+def _unfold(size: int, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return tuple(x.unflatten(0, (size, -1)) for x in outputs), (0,) * len(outputs)
 
 
 def _as_mask(bias: Tensor, q: Tensor) -> Tensor:
@@ -124,9 +170,12 @@ def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Tensors of ``dtype`` that sum to ``x``: one, or three for half precision."""
     if dtype not in (torch.float16, torch.bfloat16):
         return [x.to(dtype)]
+    limit = torch.finfo(dtype).max
     parts, rest = [], x.float()
     for _ in range(3):
-        part = rest.to(dtype)
+        # What exceeds the range goes on into the next part; infinities stay what they are, once.
+        finite = torch.isfinite(rest)
+        part = torch.where(finite, rest.clamp(-limit, limit), rest).to(dtype)
         parts.append(part)
-        rest = torch.where(torch.isfinite(part), rest - part.float(), torch.zeros_like(rest))
+        rest = torch.where(finite, rest - part.float(), torch.zeros_like(rest))
     return parts

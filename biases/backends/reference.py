@@ -50,16 +50,14 @@ def dense_weights(
     weights = _weights(problem.weights, logits, allowed)
 
     if decay is not None and decay.placement != "logits":
-        weights = weights * decay.values(i, j, dtype).exp()
-        if decay.placement == "weights-renormalised":
-            weights = _divide(weights, weights.sum(-1, keepdim=True))
+        log = decay.values(i, j, dtype)
+        weights = _renormalised(weights, log) if decay.placement == "weights-renormalised" else weights * log.exp()
     if problem.dropout:
         weights = torch.dropout(weights, problem.dropout, train=True)
     gate = problem.key_gate
     if gate is not None:
-        weights = weights * gate.log[:, :, None, keys].to(dtype).exp()
-        if gate.renormalise:
-            weights = _divide(weights, weights.sum(-1, keepdim=True) + gate.eps)
+        log = gate.log[:, :, None, keys].to(dtype)
+        weights = _renormalised(weights, log, gate.eps) if gate.renormalise else weights * log.exp()
     return weights
 
 
@@ -94,6 +92,20 @@ def _softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
     top = logits.detach().amax(-1, keepdim=True)
     weights = torch.exp(logits - torch.where(torch.isfinite(top), top, torch.zeros_like(top)))
     return _divide(weights, weights.sum(-1, keepdim=True))
+
+
+def _renormalised(weights: Tensor, log: Tensor, eps: float = 0.0) -> Tensor:
+    """``w_ij g_ij / (sum_k w_ik g_ik + eps)`` with ``g = exp(log)``.
+
+    Without eps any factor of a row cancels, so the largest multiplier that meets a weight is made 1: a row whose
+    multipliers all underflow keeps its limit.
+    """
+    if eps:
+        gated = weights * log.exp()
+        return _divide(gated, gated.sum(-1, keepdim=True) + eps)
+    top = torch.where(weights > 0, log, -torch.inf).detach().amax(-1, keepdim=True)
+    gated = weights * (log - torch.where(torch.isfinite(top), top, torch.zeros_like(top))).clamp(max=0.0).exp()
+    return _divide(gated, gated.sum(-1, keepdim=True))
 
 
 def _divide(weights: Tensor, total: Tensor) -> Tensor:

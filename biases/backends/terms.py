@@ -108,7 +108,9 @@ class KeyBias(PairTerm):
     """A bias of the key alone: ``b_j`` is added to the logits of key ``j`` for every query.
 
     Args:
-        values: (B or 1, H or 1, S); ``-inf`` excludes a key. May carry gradients.
+        values: (B or 1, H or 1, S); ``-inf`` excludes a key. May carry gradients. A large finite number such as
+            ``finfo.min`` is no exclusion: a query that sees only such keys attends to all of them, which fused kernels
+            get wrong (their log-sum-exp cannot hold both the number and the count).
     """
 
     positional = False
@@ -202,9 +204,15 @@ class LinearTerm(RelativeTerm):
         rank(f"{type(self).__name__} slopes", slopes, "H")
         if not bool(torch.isfinite(slopes).all()):
             fail(f"{type(self).__name__} slopes", "finite numbers", slopes.tolist())
-        self.slopes = slopes
+        self._slopes = slopes
         self.symmetric = symmetric
         self.heads = slopes.shape[0]
+        self._steepest = None if slopes.requires_grad else float(slopes.abs().max())
+
+    @property
+    def slopes(self) -> Tensor:
+        """(H,)."""
+        return self._slopes
 
     def by_distance(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
         slopes = self.slopes.to(device=distance.device, dtype=dtype)
@@ -216,11 +224,9 @@ class LinearTerm(RelativeTerm):
         return not self.symmetric or geometry.causal
 
     def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form:
-        if (
-            row_free
-            and self.affine(geometry)
-            and float(self.slopes.detach().abs().max()) * geometry.S <= self.EXACT_RANGE
-        ):
+        # Learned slopes move; those that do not are looked at once.
+        steepest = float(self.slopes.detach().abs().max()) if self._steepest is None else self._steepest
+        if row_free and self.affine(geometry) and steepest * geometry.S <= self.EXACT_RANGE:
             steps = torch.arange(geometry.S, device=device, dtype=dtype) - (geometry.S - 1)
             return PerKey((self.slopes.to(device=device, dtype=dtype)[:, None] * steps)[None])
         return super().form(geometry, dtype, device, row_free)

@@ -42,9 +42,9 @@ def alibi_slopes(heads: int, rule: str = "press", *, balanced: bool = False) -> 
         half = alibi_slopes(heads // 2, rule)
         return torch.cat([half, -half])
     if rule == "halving":
-        return 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float64)
+        return 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float64, device="cpu")
     if rule == "geometric" or heads & (heads - 1) == 0:
-        return 2.0 ** (-8.0 * torch.arange(1, heads + 1, dtype=torch.float64) / heads)
+        return 2.0 ** (-8.0 * torch.arange(1, heads + 1, dtype=torch.float64, device="cpu") / heads)
     power = 2 ** int(math.log2(heads))
     extra = alibi_slopes(2 * power)[::2][: heads - power]
     return torch.cat([alibi_slopes(power), extra])

@@ -15,7 +15,7 @@ from biases.backends.terms import PLACEMENTS
 def retnet_log_rates(heads: int) -> Tensor:
     """``log gamma_h`` with ``gamma_h = 1 - 2^(-5 - h)``, h = 0..H-1 (torchscale): (H,), float64, negative."""
     positive_int("retnet_log_rates heads", heads)
-    return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64))))
+    return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64, device="cpu"))))
 
 
 def rmt_log_rates(heads: int, initial: float = 2.0, span: float = 4.0) -> Tensor:
@@ -32,7 +32,7 @@ def rmt_log_rates(heads: int, initial: float = 2.0, span: float = 4.0) -> Tensor
         fail("rmt_log_rates initial", "a positive finite number", initial)
     if not 0 <= span < math.inf:
         fail("rmt_log_rates span", "a finite number of at least 0", span)
-    exponent = initial + span * torch.arange(heads, dtype=torch.float64) / heads
+    exponent = initial + span * torch.arange(heads, dtype=torch.float64, device="cpu") / heads
     return torch.log1p(-(2.0**-exponent))
 
 
@@ -62,7 +62,13 @@ class ExponentialDecay(LinearTerm, DecayTerm):
             fail("ExponentialDecay log_rates", "log gamma, at most 0", log_rates.tolist())
         one_of("ExponentialDecay placement", placement, PLACEMENTS)
         super().__init__(-log_rates, symmetric=symmetric)
+        self._slopes = log_rates
         self.placement = placement
+
+    @property
+    def slopes(self) -> Tensor:
+        """``-log gamma``, (H,)."""
+        return -self._slopes
 
     def by_distance(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
         log = super().by_distance(distance, dtype)

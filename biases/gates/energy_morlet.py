@@ -45,7 +45,10 @@ class MorletFilters(nn.Module):
         self.omega = nn.Parameter(omega.repeat(heads, 1))
         self.sigma = nn.Parameter((ADMISSIBILITY / omega).repeat(heads, 1))
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary part, in at least float32 (as released), whatever autocast says."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         signal = x.to(dtype).mean(-1)[:, None]
         sigma = self.sigma.to(dtype).clamp(min=SMALLEST_SIGMA)

@@ -71,6 +71,8 @@ class MorletScore(nn.Module):
             bias = bias + self.l_phase.to(dtype)[:, None] * _phase(real, imaginary).mean(2).cos()
         if self.l_flux is not None:
             change = torch.diff(energy, dim=-1, prepend=energy[..., :1]).abs()
+            if mask is not None:
+                change = change * (mask & mask.roll(1, -1))
             bias = bias + self.l_flux.to(dtype)[:, None] * standardise(change, self.statistics, mask)
         return Score(self.l_sim, KeyBias(bias), self.gate(x, keep))
 

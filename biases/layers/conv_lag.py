@@ -31,7 +31,7 @@ LENGTH_DEPENDENCE = "the lags available at a key depend on the length of the seq
 
 
 class KeyLag(nn.Module):
-    """Mixes keys over lags: (B, H, T, D) -> the same.
+    """Mixes keys over lags.
 
     Args:
         heads: H.
@@ -50,14 +50,16 @@ class KeyLag(nn.Module):
         """w, (H, 2 L + 1), from lag -L to L."""
         return torch.softmax(self.logits, -1)
 
-    def forward(self, k: Tensor) -> Tensor:
+    def forward(self, k: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Mix the keys (B, H, T, D); those that are padding by ``keep`` (B, T) do not exist."""
         length, weights = k.shape[2], self.weights().to(k.dtype)
         if self.shift == "released":
-            source = torch.arange(length, device=k.device)[:, None] - torch.arange(
-                -self.lags, self.lags + 1, device=k.device
-            )
-            available = ((source >= 0) & (source < length)).to(k.dtype)
-            return k * (weights.detach() @ available.mT)[..., None]
+            there = k.new_ones(1, length) if keep is None else keep.to(k.dtype)
+            # available[b, j, tau + L] says whether token j - tau exists.
+            available = nn.functional.pad(there, (self.lags, self.lags)).unfold(1, 2 * self.lags + 1, 1).flip(-1)
+            return k * torch.einsum("hl,btl->bht", weights.detach(), available)[..., None]
+        if keep is not None:
+            k = k.masked_fill(~keep[:, None, :, None], 0.0)
         padded = nn.functional.pad(k, (0, 0, self.lags, self.lags))
         return sum(
             (

@@ -26,8 +26,9 @@ class SelfAttention(nn.Module):
         heads: H, dividing C.
         causal: no token sees a later one.
         rotary: (B, H, T, D) -> the same, applied to queries and keys.
-        key_mixing: (B, H, T, D) -> the same, applied to keys.
-        bias: object or objects added to the logits.
+        key_mixing: module (k, keep) -> k, with k (B, H, T, D).
+        bias: object or objects added to the logits. What they learn must be an ``nn.Parameter``, which the layer then
+            trains, moves and saves; so for ``decay``.
         score: module (x, keep) -> :class:`~biases.gates.morlet_score.Score`.
         key_gate: module (x, keep) -> :class:`~biases.backends.KeyGate`.
         value_gate: module (v, x) -> v, both (B, T, C).
@@ -82,6 +83,7 @@ class SelfAttention(nn.Module):
         self.output_gate, self.head_norm = _module("output_gate", output_gate), _module("head_norm", head_norm)
         self.bias = terms(bias)
         self.weights, self.decay = weights, decay
+        self.learned_terms = nn.ParameterList(_learned(self.bias if decay is None else (*self.bias, decay)))
         self.dropout, self.backend = dropout, backend
         self.own_initialisation = initialise
         if initialise is not None:
@@ -105,7 +107,7 @@ class SelfAttention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         if self.key_mixing is not None:
-            k = self.key_mixing(k if keep is None else k.masked_fill(~keep[:, None, :, None], 0.0))
+            k = self.key_mixing(k, keep)
         bias, key_gate = self.bias, None
         if self.score is not None:
             score = self.score(x, keep)
@@ -139,6 +141,8 @@ class SelfAttention(nn.Module):
         rank("SelfAttention x", x, "B T C")
         if x.shape[-1] != self.dim:
             fail("SelfAttention x", f"width {self.dim}", x.shape[-1])
+        if x.shape[1] < 1:
+            fail("SelfAttention x", "at least one token", tuple(x.shape))
         if keep is not None and boolean("SelfAttention keep", keep).shape != x.shape[:2]:
             fail("SelfAttention keep", f"shape {tuple(x.shape[:2])}", tuple(keep.shape))
 
@@ -161,8 +165,8 @@ def _module(slot: str, component: nn.Module | None) -> nn.Module | None:
     "standard",
     family="layers",
     summary="softmax attention without any bias, causal",
-    traits=Traits(
-        causal=True,
+    traits=lambda options: Traits(
+        causal=options["causal"],
         normalisation="row",
         empty_row="zero",
         position="none",
@@ -173,6 +177,19 @@ def _module(slot: str, component: nn.Module | None) -> nn.Module | None:
 )
 def standard(dim: int, heads: int, *, causal: bool = True) -> dict[str, object]:
     return {"causal": causal}
+
+
+def _learned(terms: tuple[PairTerm, ...]) -> list[nn.Parameter]:
+    """The parameters of biases and decays."""
+    found = []
+    for term in terms:
+        for name, value in vars(term).items():
+            if isinstance(value, nn.Parameter):
+                found.append(value)
+            elif isinstance(value, Tensor) and value.requires_grad:
+                what = f"SelfAttention: learned {type(term).__name__}{name.replace('_', ' ')}"
+                fail(what, "an nn.Parameter, which the layer can train and save", "another tensor that requires grad")
+    return found
 
 
 def set_backend(module: nn.Module, backend: str) -> nn.Module:
