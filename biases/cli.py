@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"biases: {error}", file=sys.stderr)
         return USAGE
+    except BrokenPipeError:
+        # The reader of a pipe has enough, as `head` has; what is left unwritten must not raise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        print(f"biases: {error}", file=sys.stderr)
+        return FAILED
     except ModuleNotFoundError as error:
         extra = f"pip install 'attention-biases[{options.extra}]'"
         print(f"biases: {error}; `biases {options.command}` needs more packages: {extra}", file=sys.stderr)
@@ -115,6 +123,8 @@ def _describe(row: dict[str, Any]) -> str:
             lines.append(f"  {key.replace('_', ' ')}")
             lines += [f"    {name:<22}{value}" for name, value in entries.items()]
     lines += [f"  note: {note}" for note in row["notes"]]
+    if "[" in row["name"]:
+        lines.append("  (summary, parameters and notes speak of the default options)")
     return "\n".join(lines)
 
 
@@ -125,7 +135,8 @@ def demonstrate(options: argparse.Namespace) -> int:
 
     if options.seeds < 2:
         raise ValueError(f"--seeds: expected at least 2 for a paired comparison, got {options.seeds}")
-    demo = run_demo(options.text or options.dataset, options.out, seeds=range(options.seeds))
+    data = options.dataset if options.text is None else options.text
+    demo = run_demo(data, options.out, seeds=range(options.seeds))
     if options.json:
         print(json.dumps(demo.results, indent=1))
     else:

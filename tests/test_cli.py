@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from biases import zoo
 from biases.cli import main
+
+SMALL_DEMO = """
+import sys
+from biases import cli
+from biases.demo import benchmark, study, verification
+benchmark.SHAPE["length"] = 32
+benchmark.ROUNDS = 3
+study.TRAIN.update(steps=4, warmup=1, evaluate_every=4, truncated_positions=8, evaluation_windows=2)
+verification.zoo.names = lambda *kinds: ["ega"]
+if __name__ == "__main__":
+    sys.exit(cli.main(["demo", "--json", "--seeds", "2", "--out", sys.argv[1]]))
+"""
 
 
 def test_list_shows_every_variant(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +58,8 @@ def test_list_of_one_shows_what_it_breaks(capsys: pytest.CaptureFixture[str]) ->
         (["list", "ega[statistics=future]"], "expected one of 'window', 'prefix', 'none', got 'future'"),
         (["demo", "--text", "no such file"], "no such file"),
         (["demo", "--dataset", "wikipedia"], "expected"),
+        (["demo", "--text", ""], "expected"),
+        (["demo", "--out", __file__], "expected one that exists or can be made"),
         (["demo", "--seeds", "1"], "expected at least 2"),
     ],
 )
@@ -64,6 +79,23 @@ def test_bad_usage_is_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_output_for_machines_is_nothing_but_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress goes to the other stream."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DEMO, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) >= {"verification", "bench", "ablation", "zoo"}
+    assert "verify" in done.stderr
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m biases.cli list --json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[\n"
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("command", ["list", "demo"])

@@ -39,6 +39,11 @@ def printed(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> str:
     return out.getvalue()
 
 
+def cells_of(demo: Demo) -> Path:
+    (folder,) = (demo.page.parent / "ablation").glob("*/cells")
+    return folder
+
+
 def test_every_part_is_there_and_well(demo: Demo) -> None:
     assert demo.failures == []
     assert not demo.interrupted
@@ -72,7 +77,7 @@ def test_the_page_has_all_sections(demo: Demo) -> None:
 
 
 def test_a_second_run_repeats_no_cell(demo: Demo, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (demo.page.parent / "ablation" / "cells").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in cells_of(demo).iterdir()}
     assert len(before) == 8
     monkeypatch.setitem(benchmark.SHAPE, "length", 64)
     run_demo(text, demo.page.parent, **{**SMALL, "layers": ["standard"]})
@@ -82,7 +87,7 @@ def test_a_second_run_repeats_no_cell(demo: Demo, text: str, monkeypatch: pytest
 
 def test_cells_of_another_grid_do_not_count(demo: Demo, text: str) -> None:
     """A folder may hold cells of several sizes; only those of the grid at hand are summarised."""
-    other = study.summarise(study.grid(text, range(2), steps=5), demo.page.parent / "ablation")
+    other = study.summarise(study.grid(text, range(2), steps=5), cells_of(demo).parent)
     assert other["arms"] == {}
 
 
@@ -107,13 +112,88 @@ def test_interruption_keeps_what_is_finished(
     at = ["verification.verify", "benchmark.benchmark", "study.study"].index(part)
     assert list(demo.results["missing"]) == order[at:]
     assert demo.results[order[at]]["config"] == {"kept": True}
+    assert demo.page == tmp_path / "partial.html"
     assert demo.page.is_file()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_part_that_fails_costs_only_itself(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is written, the failure is in it and in ``failures``."""
+
+    def broken(*args: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        yield {"results": [], "rows": []}
+        raise RuntimeError("a worker died")
+
+    def finished(*args: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        yield {"results": [], "rows": []}
+
+    monkeypatch.setattr("biases.demo.verification.verify", finished)
+    monkeypatch.setattr("biases.demo.benchmark.benchmark", finished)
+    monkeypatch.setattr("biases.demo.study.study", broken)
+    demo = run_demo(text, tmp_path, **SMALL)
+    assert demo.failures == ["ablation: RuntimeError: a worker died"]
+    assert "a worker died" in (tmp_path / "report.html").read_text()
+
+
+def test_failed_trainings_are_failures_and_are_tried_again(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate that raises: its cells are named; with the fault gone, the next run trains them and only them."""
+    from biases.gates import EnergyGate
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a broken gate")
+
+    planned = study.grid(text, range(2), steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(EnergyGate, "forward", broken)
+        (section,) = study.study(text, tmp_path, seeds=range(2), steps=4, workers=1)
+    assert {(cell["arm"], cell["status"]) for cell in section["failed"]} == {
+        ("ega+learned", "failed"),
+        ("ega+mope", "failed"),
+    }
+    assert len(Demo({"ablation": section}, tmp_path).failures) == 4
+    trained: list[str] = []
+    news = lambda event: trained.append(event["arm"]) if event["event"] == "started" else None  # noqa: E731
+    (section,) = study.study(text, tmp_path, seeds=range(2), steps=4, workers=1, progress=news)
+    assert section["failed"] == []
+    assert set(trained) == {"ega+learned", "ega+mope"}
+    assert len(section["arms"]) == len(planned.arms)
+
+
+def test_the_report_shows_each_arm_in_its_own_cell(demo: Demo) -> None:
+    """The cells of the interaction are the means of the arms they are named after."""
+    from biases.report.ablation import view
+
+    arms = demo.results["ablation"]["arms"]
+    shown = view(demo.results["ablation"])["cells"]
+    assert len(shown) == 4
+    for attention, position, mean in shown:
+        losses = arms[f"{attention}+{position}"]["full"].values()
+        assert float(mean) == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    assert len({mean for _, _, mean in shown}) > 1
+
+
+def test_cells_belong_to_a_text_and_to_the_code(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another text of the same name, or a changed gate, gets a folder of its own."""
+    other = tmp_path / "text.txt"
+    other.write_text("Whether 'tis nobler in the mind to suffer. " * 400)
+    key = study.key(text, range(2), 4)
+    assert study.key(str(other), range(2), 4) != key
+    monkeypatch.setattr("biases.ablation._provenance.code_fingerprint", lambda: "0" * 12)
+    assert study.key(text, range(2), 4) != key
 
 
 def test_an_unusable_text_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected"):
         run_demo(str(tmp_path / "absent.txt"), tmp_path / "out", **SMALL)
+    short = tmp_path / "short.txt"
+    short.write_text("To be, or not to be. " * 8)
+    with pytest.raises(ValueError, match="expected splits of at least"):
+        run_demo(str(short), tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="expected one that exists or can be made"):
+        run_demo("pydoc", short, **SMALL)
 
 
 def test_what_goes_wrong_is_a_failure() -> None:

@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
 def test_generated_parts_are_up_to_date() -> None:
-    assert readme.generate(TEXT, RESULTS) == TEXT
+    assert readme.generate(TEXT, RESULTS) == TEXT, "run `python -m biases.demo.readme`"
 
 
 def test_missing_markers_are_an_error() -> None:

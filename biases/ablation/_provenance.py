@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -25,7 +26,21 @@ def versions() -> dict[str, str | None]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "biases": own,
+        "code": code_fingerprint(),
     }
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """First 12 hex digits of the SHA-256 of the source that decides the numbers: of models and of their training."""
+    package = Path(__file__).resolve().parent.parent
+    rooms = ("backends", "positions", "decays", "gates", "layers", "models", "ablation")
+    files = [package / "attention.py", package / "registry.py"]
+    files += [path for room in rooms for path in (package / room).rglob("*.py")]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import torch
 
 import biases
 from biases import zoo
+from biases._checks import fail
 from biases._files import write_atomically
 from biases.demo import benchmark, study, verification
 
@@ -29,12 +30,15 @@ class Demo:
         results: as :func:`biases.report.render` takes them.
         page: the page.
         interrupted: whether it was stopped before its end.
+        leak: the result that shows that published EGA is not causal, if it was found.
+        errors: part -> why it could not be finished.
     """
 
     results: dict[str, Any]
     page: Path
     interrupted: bool = False
-    leak: dict[str, Any] | None = field(default=None)
+    leak: dict[str, Any] | None = None
+    errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -45,7 +49,10 @@ class Demo:
             if r["status"] in ("failed", "error", "xpassed")
         ]
         rows = self.results.get("bench", {}).get("rows", [])
-        return found + [f"bench of {r['name']}: {r['message']}" for r in rows if r["status"] != "ok"]
+        found += [f"bench of {r['name']}: {r['message']}" for r in rows if r["status"] != "ok"]
+        cells = self.results.get("ablation", {}).get("failed", [])
+        found += [f"{c['arm']} seed {c['seed']}: {c['status']} {c['error'] or ''}".rstrip() for c in cells]
+        return found + [f"{part}: {why}" for part, why in self.errors.items()]
 
 
 def run_demo(
@@ -62,24 +69,24 @@ def run_demo(
 
     Args:
         data: ``"pydoc"`` (needs no network), ``"tinyshakespeare"`` or a text file.
-        out: folder of the results; finished ablation cells in it are used again.
+        out: folder of the results. Ablation cells that the same code finished on the same text are used again. A run
+            that is interrupted leaves ``partial.html`` and does not touch the page of an earlier one.
         layers: layers to verify; all sequence layers if ``None``.
         seeds, steps: size of the ablation.
         rounds: of the benchmark.
         workers: processes of the ablation.
 
     Raises:
-        ValueError: unusable text or sizes, before anything is run.
+        ValueError: unusable text, sizes or folder, before anything is run.
     """
-    from biases.ablation import load_text
-
     folder = Path(out)
-    cells = folder / "ablation"
-    load_text(data)
-    study.grid(data, seeds, steps)
-    folder.mkdir(parents=True, exist_ok=True)
+    cells = folder / "ablation" / study.key(data, seeds, steps)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail("demo folder", "one that exists or can be made", f"{str(folder)!r}: {error.strerror}")
     results: dict[str, Any] = {"missing": {}}
-    interrupted = False
+    interrupted, errors = False, {}
     with _progress() as bar:
         verify, time, ablate = bar("verify"), bar("benchmark"), bar("ablate")
         cell = _events(ablate, len(seeds) * len(study.ATTENTION) * len(study.POSITION))
@@ -98,14 +105,17 @@ def run_demo(
             except KeyboardInterrupt:
                 interrupted = True
                 results["missing"][name] = "interrupted"
-            if name in results:
+            except Exception as error:
+                # The other parts are worth their page whatever happened to this one.
+                errors[name] = results["missing"][name] = f"{type(error).__name__}: {error}"
+            else:
                 _save(results[name], folder / f"{name}.json")
-    if interrupted and "ablation" not in results and (cells / "cells").is_dir():
+    if "ablation" not in results and (cells / "cells").is_dir():
         results["ablation"] = {**study.summarise(study.grid(data, seeds, steps), cells), "command": COMMAND}
-    return _finish(results, folder, interrupted)
+    return _finish(results, folder, interrupted, errors)
 
 
-def _finish(results: dict[str, Any], folder: Path, interrupted: bool) -> Demo:
+def _finish(results: dict[str, Any], folder: Path, interrupted: bool, errors: dict[str, str]) -> Demo:
     from biases.bench import facts
     from biases.report import write
 
@@ -117,10 +127,10 @@ def _finish(results: dict[str, Any], folder: Path, interrupted: bool) -> Demo:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "biases": biases.__version__},
         "zoo": zoo.table(),
     }
-    _save(results, folder / "results.json")
-    page = write(results, folder / "report.html")
+    _save(results, folder / ("partial.json" if interrupted else "results.json"))
+    page = write(results, folder / ("partial.html" if interrupted else "report.html"))
     leak = verification.leak_of(results.get("verification", {}).get("results", []))
-    return Demo(results, page, interrupted, leak)
+    return Demo(results, page, interrupted, leak, errors)
 
 
 def headline(results: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +149,11 @@ Report = Callable[[int, int, str], None]
 @contextmanager
 def _progress() -> Iterator[Callable[[str], Report]]:
     """A factory of progress callbacks, one bar a part."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[now]}")) as bars:
+    with Progress(*columns, TextColumn("{task.fields[now]}"), console=Console(stderr=True)) as bars:
 
         def part(name: str) -> Report:
             task = bars.add_task(name, total=None, now="", start=False)

@@ -7,6 +7,7 @@ published effect only what its intervals say.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,22 @@ def grid(data: str, seeds: Sequence[int] = SEEDS, steps: int | None = None) -> A
     return Grid(arms, tuple(seeds), TrainConfig(**train), data)
 
 
+def key(data: str, seeds: Sequence[int] = SEEDS, steps: int | None = None) -> str:
+    """Name of a folder for cells of this text and this code: a changed gate or file is trained anew.
+
+    Raises:
+        ValueError: unusable text or sizes.
+    """
+    from biases.ablation import load_text
+    from biases.ablation._provenance import code_fingerprint
+    from biases.ablation.training import check_text
+
+    text = load_text(data)
+    for cell in grid(data, seeds, steps).cells():
+        check_text(cell, text)
+    return f"{code_fingerprint()}-{text.sha256[:12]}"
+
+
 def study(
     data: str,
     out: Path,
@@ -58,7 +75,12 @@ def study(
     from biases.ablation import run_grid
 
     planned = grid(data, seeds, steps)
-    run_grid(planned, out, workers=workers, progress=progress)
+    while True:
+        done = run_grid(planned, out, workers=workers, progress=progress, retry_failed=True)
+        if len(done) == len(planned.cells()):
+            break
+        # Another run has the others in its hands; should it die, its locks are taken over.
+        time.sleep(1.0)
     yield summarise(planned, out)
 
 
@@ -71,7 +93,8 @@ def summarise(planned: Any, out: Path) -> dict[str, Any]:
     from biases.ablation import load_results
 
     wanted = {cell.id for cell in planned.cells()}
-    results = [result for result in load_results(out) if result["status"] == "ok" and result["id"] in wanted]
+    cells = [result for result in load_results(out) if result["id"] in wanted]
+    results = [result for result in cells if result["status"] == "ok"]
     arms = {arm: [r for r in results if r["arm"] == arm] for arm in sorted({r["arm"] for r in results})}
     shown = {
         "config": {
@@ -82,6 +105,11 @@ def summarise(planned: Any, out: Path) -> dict[str, Any]:
         },
         "factors": {"attention": list(ATTENTION), "position": list(POSITION)},
         "arms": {arm: _arm(cells) for arm, cells in arms.items()},
+        "failed": [
+            {"arm": cell["arm"], "seed": cell["seed"], "status": cell["status"], "error": cell["error"]}
+            for cell in cells
+            if cell["status"] != "ok"
+        ],
         "file": str(out),
     }
     if results:
@@ -132,6 +160,7 @@ def contrasts(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ("ega - standard, with learned, on prefixes", "ega+learned", "standard+learned", "truncated"),
     ):
         rows.append({"name": name, **paired(values(new, metric), values(old, metric), unit=UNIT).as_dict()})
-    cells = [values(f"{a}+{p}", "full") for a in ATTENTION for p in POSITION]
+    # y_ij: attention at level i, position at level j, in the order y00, y10, y01, y11.
+    cells = [values(f"{a}+{p}", "full") for p in POSITION for a in ATTENTION]
     superadditivity = interaction(*cells, unit=UNIT).as_dict()
     return {"contrasts": rows, "interaction": {"name": "attention x position", **superadditivity}}
