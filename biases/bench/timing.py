@@ -1,7 +1,9 @@
 """Interleaved timing: every case is run once a round, so that all of them see the same machine.
 
 A time by itself says little on a shared machine: it may double from one hour to the next. The ratio of two
-cases timed in the same round is stable, because what slowed one slowed the other; only ratios travel.
+cases timed in the same round is far more stable, because most of what slowed one slowed the other; only ratios
+travel. They too need cores to themselves: where other processes compete, a case of many small parallel regions
+waits at each of them, and its ratio to one large kernel grows several times over. Quartiles far apart tell.
 """
 
 from __future__ import annotations

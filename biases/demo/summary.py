@@ -7,6 +7,8 @@ from typing import Any
 
 from biases.demo.run import Demo
 
+BUSY = 1.5
+
 
 def show(demo: Demo) -> None:
     """Print findings, tables and the leak's counterexample."""
@@ -54,6 +56,8 @@ def _benchmark(console: Any, rows: list[dict[str, Any]]) -> None:
         table.add_row(name, *times, memory)
     console.rule("Benchmark: 1.00 is stock attention without a bias, in the same run", align="left")
     console.print(table)
+    if any(row["ratio_high"] > BUSY * row["ratio_low"] for row in timed.values()):
+        console.print("Quartiles far apart: the machine was busy, and the ratios are too high.", style="yellow")
     console.print(
         '"plain" is the same bias by dense formulas. Median and quartiles of interleaved rounds.', style="dim"
     )
