@@ -357,7 +357,7 @@ class TestGrid:
         result = results[0]
         assert result["schema"] == 1
         assert result["status"] == "ok"
-        assert set(result["versions"]) == {"python", "torch", "numpy", "biases"}
+        assert set(result["versions"]) == {"python", "torch", "numpy", "biases", "code"}
         assert {"git", "seconds", "started", "device", "curve", "error"} <= result.keys()
         assert result["data"]["sha256"] == load_text(grid.data).sha256
         again = train_cell(Cell.from_config(result["config"]), load_text(grid.data), build=build)
