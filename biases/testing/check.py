@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from biases.testing.properties import PROPERTIES, Property
 from biases.testing.properties.base import Widths
 from biases.testing.result import Result
 from biases.testing.script import how_to_import, reproduce
+from biases.testing.search import Search, need_hypothesis, run_example
 from biases.testing.strategies import WIDTHS
-from biases.testing.subject import BuildError, Case, NotApplicable, Subject
+from biases.testing.subject import Subject, told
 from biases.traits import Traits
 
 Progress = Callable[[int, int, Result], None]
@@ -57,21 +58,24 @@ def check_attention(
         for each known failure that names none.
 
     Raises:
-        ValueError: an argument is out of its range, or a property is unknown.
+        ValueError: an argument is out of its range or of another kind, or a property is unknown.
+        ModuleNotFoundError: Hypothesis is not installed.
     """
     chosen = _chosen(properties)
-    known = dict(known_failures or {})
+    known = _known(known_failures)
     positive_int("max_examples", max_examples)
     if not deadline > 0:
         fail("deadline", "a positive number of seconds", deadline)
     if not callable(make_layer):
         fail("make_layer", "a callable make_layer(dim, heads, **options)", type(make_layer).__name__)
-    if not widths:
-        fail("widths", "at least one pair (dim, heads)", widths)
+    if options is not None and not isinstance(options, Mapping):
+        fail("options", "a mapping, keyword -> value", type(options).__name__)
+    _check_widths(widths)
     declared = traits if traits is not None else getattr(make_layer, "traits", None) or Traits()
     if not isinstance(declared, Traits):
         fail("traits", "Traits", type(declared).__name__)
     label = str(name or getattr(make_layer, "__name__", type(make_layer).__name__))
+    need_hypothesis()
     subject = Subject(make_layer, declared, dict(options or {}))
     run = _Run(subject, label, max_examples, seed, deadline, widths, how_to_build or how_to_import(make_layer))
     stale = [each for each in known if each not in PROPERTIES]
@@ -109,11 +113,13 @@ def replay(
 
     Raises:
         AssertionError: the promise is broken; the message is that of the result.
+        BuildError: the layer could not be built (:mod:`biases.testing.subject`).
+        NotApplicable: the promise cannot be put to this layer on this example.
         ValueError: the property is unknown.
     """
     one_of("property", property, PROPERTIES)
     declared = traits if traits is not None else getattr(make_layer, "traits", None) or Traits()
-    _run_example(Subject(make_layer, declared, dict(options or {})), PROPERTIES[property], example)
+    run_example(Subject(make_layer, declared, dict(options or {})), PROPERTIES[property], example)
 
 
 def _chosen(names: Iterable[str] | None) -> list[Property]:
@@ -125,21 +131,24 @@ def _chosen(names: Iterable[str] | None) -> list[Property]:
     return [PROPERTIES[each] for each in PROPERTIES if each in listed]
 
 
-def _run_example(subject: Subject, prop: Property, example: Mapping[str, Any]) -> None:
-    with subject.isolated():
-        try:
-            prop.check(Case(subject, example))
-        except AssertionError as error:
-            raise AssertionError(_message(prop, example, str(error))) from error
+def _known(failures: Mapping[str, str] | None) -> dict[str, str]:
+    expected = "a mapping, name of a property -> reason"
+    if failures is not None and not isinstance(failures, Mapping):
+        fail("known_failures", expected, type(failures).__name__)
+    known = dict(failures or {})
+    for name, reason in known.items():
+        if not isinstance(reason, str) or not reason:
+            fail(f"known_failures[{name!r}]", "a reason, in words", repr(reason))
+    return known
 
 
-def _message(prop: Property, example: Mapping[str, Any], detail: str) -> str:
-    drawn = ", ".join(f"{key} {value}" for key, value in example.items())
-    return f"{prop.name}: {prop.promise}\n{detail}\nexample: {drawn}\nchecked because: {_because(prop)}"
-
-
-def _because(prop: Property) -> str:
-    return prop.trait or "every attention layer must"
+def _check_widths(widths: object) -> None:
+    pairs = widths if isinstance(widths, Sequence) else ()
+    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        fail("widths", "at least one pair (dim, heads), as in [(64, 4)]", repr(widths))
+    for dim, heads in pairs:
+        positive_int("widths dim", dim)
+        positive_int("widths heads", heads)
 
 
 def _judge(result: Result, reason: str | None) -> Result:
@@ -172,11 +181,19 @@ class _Run:
     def check(self, prop: Property) -> Result:
         started = time.perf_counter()
         base = Result(self.label, prop.name, prop.promise, "passed")
+        try:
+            result = self._search(prop, base)
+        except Exception as error:
+            # One property that cannot be checked must not keep the others from being.
+            result = replace(base, status="error", message=f"{prop.name}: the check raised {told(error)}")
+        return replace(result, seconds=time.perf_counter() - started)
+
+    def _search(self, prop: Property, base: Result) -> Result:
         reason = prop.applies(self.subject.traits)
         if reason is not None:
             return replace(base, status="not_applicable", message=reason)
-        search = _Search(self, prop, started + self.deadline)
-        search.run()
+        search = Search(self.subject, prop, time.perf_counter() + self.deadline)
+        search.run(self.max_examples, self.seed, self.widths)
         return replace(
             base,
             status=search.status,
@@ -184,67 +201,7 @@ class _Run:
             counterexample=search.example,
             message=search.message,
             reproduce=self._script(prop, search.example),
-            seconds=time.perf_counter() - started,
         )
 
     def _script(self, prop: Property, example: Mapping[str, Any] | None) -> str:
         return "" if example is None else reproduce(self.subject, prop.name, example, self.how_to_build)
-
-
-class _Search:
-    """One property's search; afterwards, what it found."""
-
-    def __init__(self, run: _Run, prop: Property, until: float) -> None:
-        self._run, self._prop, self._until = run, prop, until
-        self._error: BaseException | None = None
-        self.examples = 0
-        self.example: dict[str, Any] | None = None
-        self.status, self.message = "passed", ""
-
-    def run(self) -> None:
-        import hypothesis
-
-        quiet = hypothesis.settings(
-            max_examples=self._run.max_examples,
-            database=None,
-            deadline=None,
-            derandomize=False,
-            print_blob=False,
-            report_multiple_bugs=False,
-            suppress_health_check=list(hypothesis.HealthCheck),
-            verbosity=hypothesis.Verbosity.quiet,
-            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        )
-        strategy = self._prop.strategy(self._run.widths)
-        test = hypothesis.seed(self._run.seed)(quiet(hypothesis.given(strategy)(self._try)))
-        try:
-            test()
-        except NotApplicable as found:
-            self.status, self.message, self.example = "not_applicable", str(found), None
-        except (AssertionError, BuildError, hypothesis.errors.Flaky) as found:
-            if self._error is None:
-                raise
-            self._conclude(found)
-
-    def _try(self, example: dict[str, Any]) -> None:
-        if self.examples and time.perf_counter() > self._until:
-            # Out of time: everything passes, so that shrinking ends, except what is to be reported.
-            if self._error is not None and example == self.example:
-                raise self._error
-            return
-        self.examples += 1
-        try:
-            _run_example(self._run.subject, self._prop, example)
-        except (AssertionError, BuildError) as error:
-            self.example, self._error = example, error
-            raise
-
-    def _conclude(self, found: BaseException) -> None:
-        import hypothesis
-
-        self.status = "error" if isinstance(self._error, BuildError) else "failed"
-        self.message = str(self._error)
-        if isinstance(self._error, BuildError):
-            self.message += f"\nexample: {', '.join(f'{k} {v}' for k, v in (self.example or {}).items())}"
-        if isinstance(found, hypothesis.errors.Flaky):
-            self.message += "\nnot reproducible: the same example also passed, so that state is kept between calls"

@@ -23,8 +23,8 @@ class Result:
         promise: what the property promises, in one sentence.
         status: ``"passed"``; ``"failed"``; ``"xfailed"``, a known failure that failed; ``"xpassed"``, a known
             failure that passed, which is a fault of the list; ``"not_applicable"``; ``"error"``, the layer
-            could not be built or a known failure names no property that applies.
-        examples: how many inputs were tried, those tried while shrinking included.
+            could not be built, the check itself raised, or a known failure names no property that applies.
+        examples: how many inputs the promise was put to the layer on, those tried while shrinking included.
         counterexample: the smallest failing example, as JSON values; ``None`` where there is none.
         message: why; empty where passed.
         reproduce: a Python script that fails with this message; empty where there is no counterexample.

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from keyword import iskeyword
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from biases.testing.subject import Subject
 from biases.traits import Traits
 
+_FILL_IN = "from your_module import your_factory as make_layer  # the factory that was checked"
+
 
 def how_to_import(make_layer: Callable[..., Any]) -> str:
-    """A line that binds ``make_layer``: an import, to be filled in where it has no importable name."""
-    module, name = getattr(make_layer, "__module__", None), getattr(make_layer, "__qualname__", "")
-    if module and module != "__main__" and name.isidentifier() and inspect.getmodule(make_layer) is not None:
-        return f"from {module} import {name} as make_layer"
-    return "from your_module import your_factory as make_layer  # the factory that was checked"
+    """Python that binds ``make_layer``, at most 2 lines: an import, to be filled in where no path leads to it.
+
+    A factory of the script being run is imported from a module named as that script.
+    """
+    module, path = getattr(make_layer, "__module__", None), getattr(make_layer, "__qualname__", "")
+    if not isinstance(module, str) or not _leads_to(make_layer, module, path):
+        return _FILL_IN
+    note = ""
+    if module in ("__main__", "__mp_main__"):
+        module = _name_of_main(module)
+        note = f"# {module} is the script that was run; this imports it, so keep it on the path\n"
+    if not all(part.isidentifier() and not iskeyword(part) for part in module.split(".")):
+        return _FILL_IN
+    if "." in path:
+        return f"{note}import {module}; make_layer = {module}.{path}"
+    return f"{note}from {module} import {path} as make_layer"
+
+
+def _leads_to(make_layer: Callable[..., Any], module: str, path: str) -> bool:
+    """Whether the dotted path, from the module on, ends in this very factory."""
+    found: object = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    # A bound method is made anew each time that it is looked up.
+    return found is make_layer or (isinstance(found, MethodType) and found == make_layer)
+
+
+def _name_of_main(module: str) -> str:
+    """The name under which the script being run can be imported; empty if it has none."""
+    spec, file = (getattr(sys.modules[module], name, None) for name in ("__spec__", "__file__"))
+    if spec is not None:
+        return str(spec.name)
+    return Path(file).stem if file else ""
 
 
 def reproduce(subject: Subject, property_name: str, example: Mapping[str, Any], how_to_build: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from biases.testing.isolation import isolated, owners
 from biases.testing.strategies import make_tensor
@@ -26,12 +27,20 @@ class Violation(AssertionError):
     """The layer broke the promise under test."""
 
 
+class Raised(Violation):
+    """The layer raised when it was called."""
+
+
 class NotApplicable(Exception):
     """The promise cannot be put to this layer."""
 
 
 class BuildError(Exception):
-    """The factory raised."""
+    """The factory raised, or what it returned cannot be made ready."""
+
+
+class CastError(BuildError):
+    """The layer raised when it was cast to a dtype."""
 
 
 @dataclass
@@ -63,10 +72,10 @@ class Subject:
         return isolated(self.shared)
 
     def build(self, dim: int, heads: int, *, seed: int = 0, options: Mapping[str, Any] | None = None) -> Layer:
-        """A new layer in evaluation mode, its parameters drawn with ``seed``.
+        """A new layer in evaluation mode, its parameters drawn with ``seed``; lazy ones are initialised.
 
         Raises:
-            BuildError: the factory raised, or returned something that cannot be called.
+            BuildError: the factory raised, or returned something that cannot be called or made ready.
         """
         chosen = self.options if options is None else options
         with torch.random.fork_rng(devices=[]):
@@ -75,15 +84,51 @@ class Subject:
                 layer = self.make_layer(dim, heads, **chosen)
             except Exception as error:
                 call = ", ".join([str(dim), str(heads), *(f"{k}={v!r}" for k, v in chosen.items())])
-                raise BuildError(f"make_layer({call}) raised {type(error).__name__}: {error}") from error
-        if not callable(layer):
-            raise BuildError(f"make_layer returned {type(layer).__name__}, expected a callable")
-        if not isinstance(layer, torch.nn.Module):
-            return layer
-        # A factory may hand out one layer again and again; the checks must not change it.
-        with suppress(RuntimeError):
-            layer = copy.deepcopy(layer)
-        return layer.eval()
+                hint = "check a layer that needs other widths with widths=[(dim, heads)]"
+                raise BuildError(f"make_layer({call}) raised {told(error)}; {hint}") from error
+            if not callable(layer):
+                raise BuildError(f"make_layer returned {type(layer).__name__}, expected a callable")
+            return _ready(layer, dim) if isinstance(layer, torch.nn.Module) else layer
+
+
+def _ready(layer: torch.nn.Module, dim: int) -> torch.nn.Module:
+    # A factory may hand out one layer again and again; the checks must not change it.
+    with suppress(Exception):
+        layer = copy.deepcopy(layer)
+    try:
+        layer.eval()
+    except Exception as error:
+        raise BuildError(f"the layer's eval() raised {told(error)}") from error
+    if _lazy(layer):
+        shape = (1, 2, dim)
+        try:
+            with torch.no_grad():
+                layer(make_tensor(shape))
+        except Exception as error:
+            what = f"the call on an input of shape {shape} that initialises the layer's lazy parameters"
+            raise BuildError(f"{what} raised {told(error)}") from error
+        if left := _lazy(layer):
+            raise BuildError(f"lazy parameters: expected them initialised by one call, still lazy: {', '.join(left)}")
+    return layer
+
+
+def _lazy(layer: torch.nn.Module) -> list[str]:
+    """Names of the parameters and buffers that get their shape from the first call."""
+    return [name for name, each in (*layer.named_parameters(), *layer.named_buffers()) if is_lazy(each)]
+
+
+def cast(layer: Layer, dtype: torch.dtype) -> Layer:
+    """The layer in ``dtype``, where it is a module.
+
+    Raises:
+        CastError: it raised.
+    """
+    if not isinstance(layer, torch.nn.Module):
+        return layer
+    try:
+        return layer.to(dtype)
+    except Exception as error:
+        raise CastError(f"the layer's to({dtype}) raised {told(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -110,6 +155,8 @@ class Case:
         with self.subject.isolated(), torch.no_grad():
             try:
                 out = self.layer(torch.float64)(x)
+            except CastError:
+                return torch.float32
             except BuildError:
                 raise
             except Exception:
@@ -121,14 +168,19 @@ class Case:
         return torch.Generator().manual_seed(self.example["seed"] + 1_000_003 * purpose)
 
     def layer(self, dtype: torch.dtype, *, seed_offset: int = 0) -> Layer:
-        """A new layer of this example, cast to ``dtype``; an offset gives it other parameters."""
+        """A new layer of this example, cast to ``dtype``; an offset gives it other parameters.
+
+        Raises:
+            BuildError: it could not be built, its parameters could not be moved, or (CastError) it could not be cast.
+        """
         seed = self.example["seed"] + seed_offset
         layer = self.subject.build(self.example["dim"], self.example["heads"], seed=seed)
-        if isinstance(layer, torch.nn.Module):
-            if self.example["parameters"] == "moved":
+        if isinstance(layer, torch.nn.Module) and self.example["parameters"] == "moved":
+            try:
                 _move(layer, seed)
-            layer = layer.to(dtype)
-        return layer
+            except Exception as error:
+                raise BuildError(f"moving the layer's parameters in place raised {told(error)}") from error
+        return cast(layer, dtype)
 
     def input(self, dtype: torch.dtype, *, drawn_as: torch.dtype | None = None) -> Tensor:
         """The input (B, T, C); ``drawn_as`` rounds it to another dtype first."""
@@ -140,20 +192,22 @@ class Case:
         """Call the layer, without gradients unless asked, and check the form of the result.
 
         Raises:
-            Violation: the layer raised, or returned something else than a tensor of the shape of ``x``.
+            Violation: the layer raised (Raised), or returned something else than a floating tensor of the shape of
+                ``x``.
         """
         with torch.set_grad_enabled(grad):
             try:
                 out = layer(x)
             except Exception as error:
-                got = f"{type(error).__name__}: {error}"
                 form = f"{tuple(x.shape)}, {x.dtype}"
-                raise Violation(f"the layer raised on an input of shape {form}: {got}") from error
+                raise Raised(f"the layer raised on an input of shape {form}: {told(error)}") from error
         if not isinstance(out, Tensor):
             hint = "; wrap the layer so that it returns the output alone" if isinstance(out, tuple) else ""
             raise Violation(f"the layer returned {_describe(out)}, expected a tensor of the input's shape{hint}")
         if out.shape != x.shape:
             raise Violation(f"output: expected shape {tuple(x.shape)}, got {tuple(out.shape)}")
+        if not out.is_floating_point():
+            raise Violation(f"output: expected dtype {x.dtype}, got {out.dtype}")
         return out
 
     def run(self, dtype: torch.dtype) -> tuple[Layer, Tensor, Tensor]:
@@ -181,6 +235,11 @@ def _move(layer: torch.nn.Module, seed: int) -> None:
             if parameter.is_floating_point():
                 by = torch.rand(parameter.shape, generator=generator, dtype=torch.float64).to(parameter) - 0.5
                 parameter.add_(by * torch.where(parameter == 0, torch.ones_like(parameter), parameter))
+
+
+def told(error: BaseException) -> str:
+    """Type and message."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _describe(out: object) -> str:

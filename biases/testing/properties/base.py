@@ -29,7 +29,8 @@ class Property:
         name: kebab-case, states the promise.
         promise: one sentence.
         check: raises ``AssertionError`` where the example breaks the promise, and
-            :class:`~biases.testing.subject.NotApplicable` where the layer turns out to be of another kind.
+            :class:`~biases.testing.subject.NotApplicable` where it cannot be put to the layer on this example; a
+            property of which no example can be is not applicable.
         trait: the trait that makes it apply, in words; ``None``: every attention layer.
         reason: from the traits to why it does not apply; ``None``: it applies.
         inputs: keyword arguments of :func:`biases.testing.strategies.examples`.

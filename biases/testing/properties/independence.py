@@ -10,7 +10,7 @@ from torch import Tensor
 from biases.testing.compare import assert_tolerance
 from biases.testing.properties.base import assert_alike, promises, rounding_of
 from biases.testing.strategies import MODERATE, WIDTHS, make_tensor
-from biases.testing.subject import BuildError, Case, Violation
+from biases.testing.subject import BuildError, Case, Violation, cast
 
 
 @promises(
@@ -74,6 +74,5 @@ def _use_others(case: Case) -> None:
     for width, count, chosen in others:
         # Whether those layers work is not the question here.
         with suppress(BuildError, Violation):
-            layer = case.subject.build(width, count, seed=seed, options=chosen)
-            layer = layer.to(case.precise) if isinstance(layer, torch.nn.Module) else layer
+            layer = cast(case.subject.build(width, count, seed=seed, options=chosen), case.precise)
             case.call(layer, make_tensor((2, case.example["length"], width), seed=seed, dtype=case.precise))

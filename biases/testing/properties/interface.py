@@ -10,7 +10,7 @@ from torch import Tensor
 from biases.testing.compare import assert_same
 from biases.testing.properties.base import assert_alike, promises
 from biases.testing.strategies import MODERATE, make_tensor, strided
-from biases.testing.subject import BuildError, Case, NotApplicable, Violation
+from biases.testing.subject import BuildError, Case, CastError, NotApplicable, Raised, Violation, told
 
 
 @promises(
@@ -20,15 +20,13 @@ from biases.testing.subject import BuildError, Case, NotApplicable, Violation
 )
 def shape_dtype_device(case: Case) -> None:
     dtype = getattr(torch, case.example["dtype"])
-    layer, x = case.layer(dtype), case.input(dtype)
-    if dtype != torch.float32:
+    try:
+        _, x, out = case.run(dtype)
+    except (CastError, Raised):
         # Not every layer takes every dtype; one that does has to return it.
-        try:
-            with torch.no_grad():
-                layer(x.clone())
-        except Exception:
-            return
-    out = case.call(layer, x)
+        if dtype == torch.float32:
+            raise
+        return
     for name in ("dtype", "device"):
         got, expected = getattr(out, name), getattr(x, name)
         if got != expected:
@@ -46,7 +44,13 @@ def finite_gradient(case: Case) -> None:
     x = x.detach().requires_grad_()
     parameters = dict(layer.named_parameters()) if isinstance(layer, torch.nn.Module) else {}
     trained = {name: each for name, each in parameters.items() if each.requires_grad}
-    gradients = gradients_of(case, case.call(layer, x, grad=True), [x, *trained.values()])
+    out = case.call(layer, x, grad=True)
+    if trained and not out.requires_grad:
+        count = f"{len(trained)} trainable parameters, {next(iter(trained))!r} the first of them"
+        raise Violation(f"output: expected gradients for the input and for {count}, got an output without a graph")
+    gradients = gradients_of(case, out, [x, *trained.values()])
+    if gradients[0] is None:
+        raise Violation("gradient for the input: expected one, got an output whose graph does not reach the input")
     for name, gradient in zip(["input", *trained], gradients, strict=True):
         if gradient is not None:
             assert_finite(gradient, f"gradient for the {name}" if name == "input" else f"gradient for {name}")
@@ -134,9 +138,13 @@ def state_dict_round_trip(case: Case) -> None:
     x = case.input(case.precise)
     expected = case.call(source, x)
     try:
-        target.load_state_dict(copy.deepcopy(source.state_dict()), strict=True)
-    except RuntimeError as error:
-        raise Violation(f"load_state_dict raised: {error}") from error
+        state = copy.deepcopy(source.state_dict())
+    except Exception as error:
+        raise Violation(f"state_dict, or a deep copy of it, raised {told(error)}") from error
+    try:
+        target.load_state_dict(state, strict=True)
+    except Exception as error:
+        raise Violation(f"load_state_dict raised {told(error)}") from error
     assert_alike(case, source, x, expected, (case.call(target, x), expected), "output of the loaded layer")
 
 
@@ -162,5 +170,5 @@ def gradients_of(case: Case, out: Tensor, inputs: list[Tensor], rows: slice = sl
     weighting = torch.randn(part.shape, generator=case.generator(2), dtype=torch.float64).to(out.dtype)
     try:
         return torch.autograd.grad((part * weighting).sum(), inputs, allow_unused=True)
-    except RuntimeError as error:
-        raise Violation(f"the backward pass raised RuntimeError: {error}") from error
+    except Exception as error:
+        raise Violation(f"the backward pass raised {told(error)}") from error
