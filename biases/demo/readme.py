@@ -18,6 +18,7 @@ from biases import zoo
 from biases._checks import fail
 from biases._files import write_atomically
 from biases.demo.run import headline
+from biases.demo.summary import signed
 
 RESULTS = Path("benchmarks/results/demo.json")
 ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
@@ -46,11 +47,13 @@ def findings(results: Mapping[str, Any]) -> str:
     for row in (*rows.values(), ablation["interaction"]):
         low, high = row["interval"]
         p = f"{row['p_sign_flip']:.3f}"
-        lines.append(f"| {row['name']} | {row['mean']:+.4f} | {low:+.4f} to {high:+.4f} | {p} | {row['verdict']} |")
+        lines.append(
+            f"| {row['name']} | {signed(row['mean'])} | {signed(low)} to {signed(high)} | {p} | {row['verdict']} |"
+        )
     leaks = []
     for arm, values in ablation["arms"].items():
         low, high = values["leak_interval"]
-        leaks.append(f"`{arm}` {low:+.4f} to {high:+.4f}")
+        leaks.append(f"`{arm}` {signed(low)} to {signed(high)}")
     lines += [
         "",
         f"p is an exact sign-flip p, of which {first['p_smallest']:.3f} is the smallest attainable. "

@@ -10,6 +10,12 @@ from biases.demo.run import Demo
 BUSY = 1.5
 
 
+def signed(value: float) -> str:
+    """Four decimals with a sign, which what rounds to zero has not."""
+    text = f"{value:+.4f}"
+    return text if float(text) else "0.0000"
+
+
 def show(demo: Demo) -> None:
     """Print findings, tables and the leak's counterexample."""
     from rich.console import Console
@@ -75,9 +81,9 @@ def _ablation(console: Any, ablation: dict[str, Any]) -> None:
         "contrast (nats per character)", "mean", "95 % interval", "n", "p", "verdict", box=None, pad_edge=False
     )
     for row in rows:
-        interval = "" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"])
+        interval = "" if row["interval"] is None else " to ".join(map(signed, row["interval"]))
         p = "" if row["p_sign_flip"] is None else f"{row['p_sign_flip']:.3f}"
-        table.add_row(row["name"], f"{row['mean']:+.4f}", interval, str(row["n"]), p, row["verdict"])
+        table.add_row(row["name"], signed(row["mean"]), interval, str(row["n"]), p, row["verdict"])
     console.rule("Ablation: validation loss in nats per character, paired by seed", align="left")
     console.print(table)
     console.print(
@@ -87,5 +93,5 @@ def _ablation(console: Any, ablation: dict[str, Any]) -> None:
         if values.get("leak_interval"):
             low, high = values["leak_interval"]
             console.print(
-                f"loss on prefixes minus loss on whole windows, {arm}: {low:+.4f} to {high:+.4f}", markup=False
+                f"loss on prefixes minus loss on whole windows, {arm}: {signed(low)} to {signed(high)}", markup=False
             )
