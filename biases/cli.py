@@ -56,6 +56,24 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("name", nargs="?", help="show one variant in full")
     listing.add_argument("--kind", choices=["layer", "position", "model"], help="only variants of one kind")
 
+    check = _command(
+        commands,
+        "check",
+        check_targets,
+        "put attention layers through the battery of properties",
+        "biases check mypkg.attention:make_layer --trait causal=true",
+        extra="check",
+    )
+    check.add_argument("targets", nargs="+", metavar="TARGET", help="a name of the zoo, `all` of it, or module:factory")
+    check.add_argument(
+        "--trait", action="append", default=[], metavar="NAME=VALUE", help="what module:factory promises"
+    )
+    check.add_argument("--property", action="append", metavar="P", help="only this property; may be repeated")
+    check.add_argument("--max-examples", type=int, default=25, metavar="N", help="inputs each (default: %(default)s)")
+    check.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
+    check.add_argument("--known-failures", metavar="FILE", help="TOML: a table a subject, property = reason")
+    check.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
+
     demo = _command(
         commands,
         "demo",
@@ -128,6 +146,31 @@ def _describe(row: dict[str, Any]) -> str:
     if "[" in row["name"]:
         lines.append("  (summary, parameters and notes speak of the default options)")
     return "\n".join(lines)
+
+
+def check_targets(options: argparse.Namespace) -> int:
+    """``biases check TARGET...``"""
+    from biases.checking import check_all, show
+    from biases.testing import exit_code, summary
+    from biases.testing.junit import write_junit
+    from biases.testing.targets import read_known_failures
+
+    results = check_all(
+        options.targets,
+        traits=options.trait,
+        known_failures=read_known_failures(options.known_failures) if options.known_failures else None,
+        properties=options.property,
+        max_examples=options.max_examples,
+        seed=options.seed,
+    )
+    if options.junit:
+        write_junit(results, options.junit)
+    if options.json:
+        plain = {"schema": 1, "results": [result.as_dict() for result in results], "summary": summary(results)}
+        print(json.dumps(plain, indent=1))
+    else:
+        show(results)
+    return exit_code(results)
 
 
 def demonstrate(options: argparse.Namespace) -> int:

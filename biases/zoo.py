@@ -17,7 +17,7 @@ from biases._checks import fail, one_of
 from biases.layers.build import layer, position
 from biases.registry import Variant, get, names
 
-__all__ = ["Variant", "factory", "get", "layer", "model", "names", "position", "source_file", "table"]
+__all__ = ["Variant", "factory", "get", "how_to_build", "layer", "model", "names", "position", "source_file", "table"]
 
 
 def model(name: str, **options: Any) -> nn.Module:
@@ -44,6 +44,11 @@ def factory(name: str) -> Callable[..., nn.Module]:
     make_layer.__name__ = name
     make_layer.traits = variant.traits  # type: ignore[attr-defined]
     return make_layer
+
+
+def how_to_build(name: str) -> str:
+    """Python that binds ``make_layer`` to the factory of ``name``, for scripts that reproduce a failure."""
+    return f"from biases.zoo import factory\nmake_layer = factory({name!r})"
 
 
 def source_file(name: str) -> str:

@@ -29,7 +29,7 @@ ROWS = {
     "zoo": 5,
     **dict.fromkeys(("ablation", "testing", "bench", "stats"), 6),
     "claims": 7,
-    **dict.fromkeys(("report", "cli", "demo"), 8),
+    **dict.fromkeys(("report", "cli", "demo", "checking"), 8),
 }
 TOP = max(ROWS.values())
 BOTTOM = {room for room, row in ROWS.items() if row == 0}

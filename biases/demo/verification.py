@@ -58,7 +58,7 @@ def _verify(subjects: Sequence[str], progress: Callable[[int, int, str], None]) 
             properties=PROPERTIES,
             known_failures=known,
             max_examples=EXAMPLES,
-            how_to_build=f"from biases.zoo import factory\nmake_layer = factory({name!r})",
+            how_to_build=zoo.how_to_build(name),
         )
         results += [result.as_dict() for result in found]
         yield {"results": results}

@@ -12,6 +12,7 @@ Importing this module needs torch and numpy only; checking needs Hypothesis.
 
 from biases.testing.check import check_attention, replay
 from biases.testing.compare import assert_close_to, assert_same, assert_tolerance, assert_within, error_budget
+from biases.testing.parametrize import parametrize_with_properties
 from biases.testing.properties import PROPERTIES, Property
 from biases.testing.result import STATUSES, Result, exit_code, summary
 from biases.testing.strategies import REGIMES, WIDTHS, make_tensor
@@ -34,6 +35,7 @@ __all__ = [
     "error_budget",
     "exit_code",
     "make_tensor",
+    "parametrize_with_properties",
     "replay",
     "summary",
 ]

@@ -1,0 +1,115 @@
+"""``biases check``: the battery on names of the zoo and on anybody's factories, with progress and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from biases import zoo
+from biases._checks import fail, one_of, positive_int
+from biases.testing import PROPERTIES, Result, Traits, check_attention, summary
+from biases.testing.targets import load_factory, parse_traits
+
+
+def check_all(
+    targets: Sequence[str],
+    *,
+    traits: Iterable[str] = (),
+    known_failures: Mapping[str, Mapping[str, str]] | None = None,
+    properties: Sequence[str] | None = None,
+    max_examples: int = 25,
+    seed: int = 0,
+) -> list[Result]:
+    """Check every target; progress goes to standard error.
+
+    Args:
+        targets: names of the zoo, ``"all"`` of its sequence layers, or ``module:factory``.
+        traits: ``name=value`` texts, over what a factory declares itself; not for names of the zoo.
+        known_failures: target -> property -> reason; names of the zoo bring their own.
+        properties, max_examples, seed: see :func:`biases.testing.check_attention`.
+
+    Raises:
+        ValueError: unusable targets, traits or known failures, before anything is checked.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    positive_int("max_examples", max_examples)
+    for each in properties or ():
+        one_of("property", each, PROPERTIES)
+    subjects = _subjects(targets, list(traits))
+    known = {name: dict(reasons) for name, reasons in (known_failures or {}).items()}
+    for name in known:
+        if name not in subjects:
+            fail(f"known failures of {name!r}", f"one of the targets {sorted(subjects)}", repr(name))
+    results: list[Result] = []
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        for name, (make_layer, declared, own, how) in subjects.items():
+            task = bars.add_task(name, total=None)
+
+            def advance(done: int, total: int, _: Result, task: Any = task) -> None:
+                bars.update(task, completed=done, total=total)
+
+            expected = {key: why for key, why in own.items() if properties is None or key in properties}
+            results += check_attention(
+                make_layer,
+                declared,
+                name=name,
+                max_examples=max_examples,
+                seed=seed,
+                properties=properties,
+                known_failures={**expected, **known.get(name, {})},
+                progress=advance,
+                how_to_build=how,
+            )
+            bars.remove_task(task)
+    return results
+
+
+Subject = tuple[Callable[..., Any], Traits | None, Mapping[str, str], str | None]
+
+
+def _subjects(targets: Sequence[str], traits: list[str]) -> dict[str, Subject]:
+    """Target -> factory, traits, known failures, and how to build it in a script."""
+    subjects: dict[str, Subject] = {}
+    for target in targets:
+        if ":" in target and "[" not in target.partition(":")[0]:
+            make_layer = load_factory(target)
+            declared = parse_traits(traits, getattr(make_layer, "traits", None))
+            module, _, path = target.partition(":")
+            how = f"import {module}; make_layer = {module}.{path}"
+            subjects[target] = (make_layer, declared, {}, how)
+            continue
+        if traits:
+            fail("--trait", f"targets of the form module:factory, as the zoo declares its own, with {target!r}", traits)
+        for name in zoo.names("layer", "sequence") if target == "all" else [target]:
+            variant = zoo.get(name)
+            if variant.kind != "layer":
+                fail(f"target {name!r}", "a layer", f"a {variant.kind}")
+            subjects[name] = (zoo.factory(name), None, variant.known_failures, zoo.how_to_build(name))
+    return subjects
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print a table of the subjects, then everything that went wrong, with its script."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("subject", no_wrap=True)
+    for column in ("ran", "passed", "failed", "known failure", "unexpected pass", "error", "not applicable"):
+        table.add_column(column, justify="right")
+    keys = ("ran", "passed", "failed", "xfailed", "xpassed", "error", "not_applicable")
+    for subject in dict.fromkeys(result.subject for result in results):
+        counts = summary([result for result in results if result.subject == subject])
+        table.add_row(subject, *(str(counts[key]) for key in keys))
+    for result in results:
+        if result.status in ("failed", "xpassed", "error"):
+            console.rule(f"{result.subject}: {result.property} {result.status}", align="left", style="red")
+            console.print(result.message, markup=False, soft_wrap=True)
+            if result.reproduce:
+                console.print("\nTo see it alone:", style="bold")
+                console.print(result.reproduce, markup=False, style="dim", soft_wrap=True)
+    console.print(table)
