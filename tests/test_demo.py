@@ -154,7 +154,11 @@ def test_failed_trainings_are_failures_and_are_tried_again(
     }
     assert len(Demo({"ablation": section}, tmp_path).failures) == 4
     trained: list[str] = []
-    news = lambda event: trained.append(event["arm"]) if event["event"] == "started" else None  # noqa: E731
+
+    def news(event: dict[str, Any]) -> None:
+        if event["event"] == "started":
+            trained.append(event["arm"])
+
     (section,) = study.study(text, tmp_path, seeds=range(2), steps=4, workers=1, progress=news)
     assert section["failed"] == []
     assert set(trained) == {"ega+learned", "ega+mope"}

@@ -169,6 +169,12 @@ def energy_traits(options: Mapping[str, Any]) -> Traits:
     )
 
 
+def filter_traits(options: Mapping[str, Any]) -> Traits:
+    """The same for gates whose energy is that of a filter over the tokens before: none sees its token alone."""
+    traits = energy_traits(options)
+    return traits.but(gate_sees="prefix") if traits.gate_sees == "token" else traits
+
+
 def energy_failures(options: Mapping[str, Any]) -> Mapping[str, str]:
     """Known failures of the gates of this family, by ``statistics``."""
     if options["statistics"] != "window":

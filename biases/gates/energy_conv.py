@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biases.gates.energy import EnergyGate, energy_failures, energy_traits
+from biases.gates.energy import EnergyGate, energy_failures, filter_traits
 from biases.registry import register
 
 LENGTHS = (3, 7, 15, 31)
@@ -42,9 +42,7 @@ class ConvolutionEnergy(nn.Module):
     "ega-conv",
     family="gates",
     summary="EGA-C: gate from the energy of causal convolutions over 3 to 31 tokens (leaks by its normalisation)",
-    traits=lambda options: energy_traits(options).but(
-        gate_sees="window" if options["statistics"] == "window" else "prefix"
-    ),
+    traits=filter_traits,
     known_failures=energy_failures,
     parameters="heads * (112 * dim + 20)",
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biases._checks import positive_int
-from biases.gates.energy import EnergyGate, energy_failures, energy_traits
+from biases.gates.energy import EnergyGate, energy_failures, filter_traits
 from biases.registry import register
+from biases.traits import Traits
 
 LEVELS = 4
 
@@ -71,6 +73,10 @@ class DaubechiesEnergy(nn.Module):
         return torch.stack(energies, 2).expand(-1, self.heads, -1, -1)
 
 
+def _traits(options: Mapping[str, Any]) -> Traits:
+    return filter_traits(options).but(published="2605.21842 Table 3 (no equation; reconstructed)")
+
+
 def _gate(heads: int, moments: int, statistics: str) -> Mapping[str, object]:
     gate = EnergyGate(DaubechiesEnergy(heads, moments), heads, LEVELS, statistics=statistics)
     return {"causal": True, "key_gate": gate}
@@ -80,10 +86,7 @@ def _gate(heads: int, moments: int, statistics: str) -> Mapping[str, object]:
     "ega-db2",
     family="gates",
     summary="EGA-DB2 (reconstructed): gate from the energy of Daubechies-2 detail coefficients",
-    traits=lambda options: energy_traits(options).but(
-        gate_sees="window" if options["statistics"] == "window" else "prefix",
-        published="2605.21842 Table 3 (no equation; reconstructed)",
-    ),
+    traits=_traits,
     known_failures=energy_failures,
     parameters="12 * heads",
     notes=("Reconstructed: the paper prints no equation and no code is public.",),
@@ -96,10 +99,7 @@ def ega_db2(dim: int, heads: int, *, statistics: str = "window") -> Mapping[str,
     "ega-db4",
     family="gates",
     summary="EGA-DB4 (reconstructed): gate from the energy of Daubechies-4 detail coefficients",
-    traits=lambda options: energy_traits(options).but(
-        gate_sees="window" if options["statistics"] == "window" else "prefix",
-        published="2605.21842 Table 3 (no equation; reconstructed)",
-    ),
+    traits=_traits,
     known_failures=energy_failures,
     parameters="12 * heads",
     notes=("Reconstructed: the paper prints no equation and no code is public.",),

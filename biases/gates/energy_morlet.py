@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biases.gates.energy import EnergyGate, energy_failures, energy_traits
+from biases.gates.energy import EnergyGate, energy_failures, filter_traits
 from biases.gates.energy_conv import LENGTHS
 from biases.registry import register
 
@@ -78,9 +78,7 @@ def morlet_gate(heads: int, statistics: str) -> EnergyGate:
     "ega-morlet",
     family="gates",
     summary="EGA-M: gate from the energy of parametric Morlet filters (leaks by its normalisation)",
-    traits=lambda options: energy_traits(options).but(
-        gate_sees="window" if options["statistics"] == "window" else "prefix"
-    ),
+    traits=filter_traits,
     known_failures=energy_failures,
     parameters="20 * heads",
     notes=NOTES,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from biases.backends import KeyBias, KeyGate
-from biases.gates.energy import energy_failures, energy_traits, standardise
+from biases.gates.energy import energy_failures, filter_traits, standardise
 from biases.gates.energy_morlet import NOTES, MorletFilters, morlet_gate
 from biases.registry import register
 from biases.traits import Traits
@@ -85,8 +85,7 @@ def _phase(real: Tensor, imaginary: Tensor) -> Tensor:
 
 
 def _traits(options: Mapping[str, Any]) -> Traits:
-    sight = "window" if options["statistics"] == "window" else "prefix"
-    return energy_traits(options).but(gate_sees=sight, published="2605.26355 Tables 1-3")
+    return filter_traits(options).but(published="2605.26355 Tables 1-3")
 
 
 def _layer(heads: int, phase: bool, flux: bool, statistics: str) -> Mapping[str, object]:
