@@ -7,7 +7,7 @@ from typing import Any
 
 from biases import zoo
 from biases._checks import fail, one_of, positive_int
-from biases.testing import PROPERTIES, Result, Traits, check_attention, summary
+from biases.testing import PROPERTIES, Result, Traits, check_attention, kinds, summary
 from biases.testing.targets import load_factory, parse_traits
 
 
@@ -19,14 +19,19 @@ def check_all(
     properties: Sequence[str] | None = None,
     max_examples: int = 25,
     seed: int = 0,
+    kind: str | None = None,
+    **further: Any,
 ) -> list[Result]:
     """Check every target; progress goes to standard error.
 
     Args:
-        targets: names of the zoo, ``"all"`` of its sequence layers, or ``module:factory``.
+        targets: names of the zoo, ``"all"`` of its layers, ``"peers"``, which are the subjects of
+            :mod:`biases.testing.adapters` that are installed, or ``module:factory``.
         traits: ``name=value`` texts, over what a factory declares itself; not for names of the zoo.
         known_failures: target -> property -> reason; names of the zoo bring their own.
-        properties, max_examples, seed: see :func:`biases.testing.check_attention`.
+        kind: what a ``module:factory`` is: a factory of that kind, or the plain function that
+            :mod:`biases.testing.kinds` makes one of.
+        properties, max_examples, seed, further: see :func:`biases.testing.check_attention`.
 
     Raises:
         ValueError: unusable targets, traits or known failures, before anything is checked.
@@ -37,7 +42,7 @@ def check_all(
     positive_int("max_examples", max_examples)
     for each in properties or ():
         one_of("property", each, PROPERTIES)
-    subjects = _subjects(targets, list(traits))
+    subjects = _subjects(targets, list(traits), kind)
     known = {name: dict(reasons) for name, reasons in (known_failures or {}).items()}
     for name in known:
         if name not in subjects:
@@ -62,6 +67,7 @@ def check_all(
                 known_failures={**expected, **known.get(name, {})},
                 progress=advance,
                 how_to_build=how,
+                **further,
             )
             bars.remove_task(task)
     return results
@@ -70,25 +76,47 @@ def check_all(
 Subject = tuple[Callable[..., Any], Traits | None, Mapping[str, str], str | None]
 
 
-def _subjects(targets: Sequence[str], traits: list[str]) -> dict[str, Subject]:
+def _subjects(targets: Sequence[str], traits: list[str], kind: str | None) -> dict[str, Subject]:
     """Target -> factory, traits, known failures, and how to build it in a script."""
     subjects: dict[str, Subject] = {}
     for target in targets:
         if ":" in target and "[" not in target.partition(":")[0]:
-            make_layer = load_factory(target)
-            declared = parse_traits(traits, getattr(make_layer, "traits", None))
-            module, _, path = target.partition(":")
-            how = f"import {module}; make_layer = {module}.{path}"
-            subjects[target] = (make_layer, declared, {}, how)
+            subjects[target] = _own(target, traits, kind)
             continue
-        if traits:
-            fail("--trait", f"targets of the form module:factory, as the zoo declares its own, with {target!r}", traits)
-        for name in zoo.names("layer", "sequence") if target == "all" else [target]:
+        for option, given in (("--trait", traits), ("--as", kind)):
+            if given:
+                fail(option, f"targets of the form module:factory, as {target!r} declares its own", given)
+        if target == "peers":
+            subjects |= _peers()
+            continue
+        for name in zoo.names("layer") if target == "all" else [target]:
             variant = zoo.get(name)
             if variant.kind != "layer":
                 fail(f"target {name!r}", "a layer", f"a {variant.kind}")
             subjects[name] = (zoo.factory(name), None, variant.known_failures, zoo.how_to_build(name))
     return subjects
+
+
+def _own(target: str, traits: list[str], kind: str | None) -> Subject:
+    found = load_factory(target)
+    declared = parse_traits(traits, getattr(found, "traits", None))
+    module, _, path = target.partition(":")
+    how = f"import {module}; make_layer = {module}.{path}"
+    if kind is not None:
+        one_of("--as", kind, list(kinds.KINDS))
+    if kind in (None, "layer") or getattr(found, "kind", None) == kind:
+        return found, declared, {}, how
+    found = getattr(kinds, str(kind))(found, declared)
+    return found, declared, {}, f"{how}\nfrom biases.testing import kinds; make_layer = kinds.{kind}(make_layer)"
+
+
+def _peers() -> dict[str, Subject]:
+    from biases.testing.adapters.catalogue import peers
+
+    return {
+        name: (make_layer, None, getattr(make_layer, "known_failures", {}), None)
+        for name, make_layer in peers().items()
+    }
 
 
 def show(results: Sequence[Result]) -> None:

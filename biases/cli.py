@@ -64,13 +64,22 @@ def _parser() -> argparse.ArgumentParser:
         "biases check mypkg.attention:make_layer --trait causal=true",
         extra="check",
     )
-    check.add_argument("targets", nargs="+", metavar="TARGET", help="a name of the zoo, `all` of it, or module:factory")
+    check.add_argument(
+        "targets", nargs="+", metavar="TARGET", help="a name of the zoo, `all` of it, `peers`, or module:factory"
+    )
+    check.add_argument("--as", dest="kind", metavar="KIND", help="what module:factory is: layer, operator, mask, ...")
     check.add_argument(
         "--trait", action="append", default=[], metavar="NAME=VALUE", help="what module:factory promises"
     )
     check.add_argument("--property", action="append", metavar="P", help="only this property; may be repeated")
     check.add_argument("--max-examples", type=int, default=25, metavar="N", help="inputs each (default: %(default)s)")
     check.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
+    check.add_argument("--device", default="cpu", metavar="D", help="where it runs (default: %(default)s)")
+    check.add_argument("--dtype", metavar="T", help="of the checks of behaviour (default: float64 where it is taken)")
+    check.add_argument("--slow", action="store_true", help="check also that compiled and exported it is the same")
+    check.add_argument(
+        "--deadline", type=float, default=30.0, metavar="SECONDS", help="for each property (default: %(default)s)"
+    )
     check.add_argument("--known-failures", metavar="FILE", help="TOML: a table a subject, property = reason")
     check.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
 
@@ -162,6 +171,11 @@ def check_targets(options: argparse.Namespace) -> int:
         properties=options.property,
         max_examples=options.max_examples,
         seed=options.seed,
+        kind=options.kind,
+        device=options.device,
+        dtype=options.dtype,
+        slow=options.slow,
+        deadline=options.deadline,
     )
     if options.junit:
         write_junit(results, options.junit)

@@ -87,7 +87,7 @@ def run_script(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_result_has_the_fields_of_the_contract() -> None:
-    contract = "subject property promise status examples counterexample message reproduce seconds"
+    contract = "subject property promise status examples counterexample message reproduce seconds raised"
     assert [f.name for f in fields(Result)] == contract.split()
     result = one(Mean, "future-independence", options={"reach": 1})
     assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
@@ -233,11 +233,34 @@ def test_summary_counts() -> None:
     }
 
 
-def test_images_are_not_put_to_sequence_properties() -> None:
-    results = check_attention(Mean, Traits(domain="image"))
-    assert {r.status for r in results} == {"not_applicable"}
-    assert all("Traits.domain is 'image'" in r.message for r in results)
-    assert exit_code(results) == 3
+class Pixels(nn.Module):
+    """A layer of images: each pixel beside the mean of its map."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"x: expected shape (B, H, W, C), got {tuple(x.shape)}")
+        return self.inner(x) + x.mean((1, 2), keepdim=True)
+
+
+def test_images_are_put_to_what_fits_them() -> None:
+    results = {r.property: r for r in check_attention(Pixels, Traits(domain="image"), max_examples=8)}
+    assert not [r.message for r in results.values() if r.status in ("failed", "error")]
+    assert results["finite-output"].status == "passed"
+    assert "Traits.domain is 'image'" in results["future-independence"].message
+
+
+def test_an_image_layer_that_returns_a_row_is_told_so() -> None:
+    def make_layer(dim: int, heads: int):
+        return lambda x: x.flatten(1, 2)
+
+    (result,) = check_attention(make_layer, Traits(domain="image"), properties=["finite-output"])
+    assert result.status == "failed"
+    assert "expected shape (B, H, W, C) = (1, 1, 1, 16), got (1, 1, 16)" in result.message
+    assert "height 1, width 1" in result.message
 
 
 def test_traits_of_the_factory_are_the_default() -> None:

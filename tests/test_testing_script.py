@@ -110,11 +110,13 @@ def test_a_factory_inside_a_class_is_reached_by_its_path(factories, path: str, t
 
 def test_what_no_path_leads_to_is_left_to_be_filled_in(factories, monkeypatch: pytest.MonkeyPatch) -> None:
     assert how_to_import(factories.Leaky) == "from nested_factories import Leaky as make_layer"
-    unreachable = [factories.local(), lambda dim, heads: None, functools.partial(factories.Leaky)]
+    unreachable = [factories.local(), lambda dim, heads: None, functools.partial(factories.local())]
     # The path of an inherited class method leads to that of the base, which builds something else.
     unreachable.append(factories.Derived.build)
     for make_layer in unreachable:
         assert how_to_import(make_layer).startswith(FILL_IN)
+    partial = "from functools import partial; make_layer = partial(make_layer, reach=2)"
+    assert how_to_import(functools.partial(factories.Leaky, reach=2)).endswith(f"as make_layer\n{partial}")
     replaced = factories.Leaky
     monkeypatch.setattr(factories, "Leaky", factories.local())
     assert how_to_import(replaced).startswith(FILL_IN)

@@ -1,6 +1,7 @@
 """The conformance battery: which promises an attention layer keeps, which it breaks, and on what.
 
-It works on any ``make_layer(dim, heads, **options)`` that returns a callable (B, T, C) -> (B, T, C)::
+It works on any ``make_layer(dim, heads, **options)`` that returns a callable (B, T, C) -> (B, T, C), and on other parts
+of attention as :mod:`biases.testing.kinds` describes them::
 
     from biases.testing import Traits, check_attention
 
@@ -10,6 +11,7 @@ It works on any ``make_layer(dim, heads, **options)`` that returns a callable (B
 Importing this module needs torch and numpy only; checking needs Hypothesis.
 """
 
+from biases.testing import kinds
 from biases.testing.check import check_attention, replay
 from biases.testing.compare import assert_close_to, assert_same, assert_tolerance, assert_within, error_budget
 from biases.testing.parametrize import parametrize_with_properties
@@ -34,6 +36,7 @@ __all__ = [
     "check_attention",
     "error_budget",
     "exit_code",
+    "kinds",
     "make_tensor",
     "parametrize_with_properties",
     "replay",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from biases._checks import fail, one_of, positive_int
 from biases.testing.properties import PROPERTIES, Property
 from biases.testing.properties.base import Widths
@@ -18,6 +20,10 @@ from biases.testing.subject import Subject, told
 from biases.traits import Traits
 
 Progress = Callable[[int, int, Result], None]
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+# Seconds for the call under way after the search should have ended, at first, and once a call had to be stopped.
+_GRACE, _SHORT = 10.0, 2.0
+_SLOW_EXAMPLES = 3
 
 
 def check_attention(
@@ -32,13 +38,19 @@ def check_attention(
     options: Mapping[str, Any] | None = None,
     deadline: float = 30.0,
     progress: Progress | None = None,
-    widths: Widths = WIDTHS,
+    widths: Widths | None = None,
     how_to_build: str | None = None,
+    kind: str | None = None,
+    forms: Mapping[str, Callable[..., Any]] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    slow: bool = False,
 ) -> list[Result]:
-    """Check which promises an attention layer keeps.
+    """Check which promises an attention layer, or another part of attention, keeps.
 
     Args:
-        make_layer: ``make_layer(dim, heads, **options)`` returning a callable (B, T, C) -> (B, T, C).
+        make_layer: ``make_layer(dim, heads, **options)`` returning a callable (B, T, C) -> (B, T, C), or what another
+            ``kind`` asks for; see :mod:`biases.testing.kinds`.
         traits: what the layer promises; by default its factory's attribute ``traits``, else ``Traits()``.
         name: name of the subject in the results; by default the factory's.
         max_examples: inputs tried for each property, those tried while shrinking not included.
@@ -47,11 +59,18 @@ def check_attention(
         known_failures: property name -> reason. Strict: one that passes, or that names no property that
             applies, makes the run fail.
         options: keyword arguments of the factory.
-        deadline: seconds after which the search for one property stops; a call under way is not interrupted.
+        deadline: seconds after which the search for one property stops. A call that has not ended 10 seconds later is
+            stopped, and is an error; once one had to be, 2 seconds are enough.
         progress: called after each property with how many are done, how many there are, and the result.
-        widths: pairs ``(dim, heads)`` that the layer can be built with.
+        widths: pairs ``(dim, heads)`` that the layer can be built with; by default its factory's attribute ``widths``.
         how_to_build: Python lines that bind ``make_layer``, for the scripts that reproduce failures; by
             default an import of the factory by its name.
+        kind: one of :data:`biases.testing.kinds.KINDS`; by default its factory's attribute ``kind``, else a layer.
+        forms: name -> another factory of the same computation; by default its factory's attribute ``forms``.
+        device: where layers and inputs are put.
+        dtype: of the checks that are about behaviour, a torch dtype or its name; by default float64 where the
+            subject takes it, else float32.
+        slow: whether to check also what takes seconds an example: compiling and exporting.
 
     Returns:
         One result for each property, in the order of :data:`~biases.testing.properties.PROPERTIES`, then one
@@ -66,18 +85,14 @@ def check_attention(
     positive_int("max_examples", max_examples)
     if not deadline > 0:
         fail("deadline", "a positive number of seconds", deadline)
-    if not callable(make_layer):
-        fail("make_layer", "a callable make_layer(dim, heads, **options)", type(make_layer).__name__)
-    if options is not None and not isinstance(options, Mapping):
-        fail("options", "a mapping, keyword -> value", type(options).__name__)
-    _check_widths(widths)
-    declared = traits if traits is not None else getattr(make_layer, "traits", None) or Traits()
-    if not isinstance(declared, Traits):
-        fail("traits", "Traits", type(declared).__name__)
+    subject = _subject(make_layer, traits, options, kind=kind, forms=forms, device=device, dtype=dtype)
+    sizes = widths if widths is not None else getattr(make_layer, "widths", WIDTHS)
+    _check_widths(sizes)
     label = str(name or getattr(make_layer, "__name__", type(make_layer).__name__))
     need_hypothesis()
-    subject = Subject(make_layer, declared, dict(options or {}))
-    run = _Run(subject, label, max_examples, seed, deadline, widths, how_to_build or how_to_import(make_layer))
+    asked = frozenset() if properties is None else frozenset(each.name for each in chosen)
+    build = how_to_build or how_to_import(make_layer)
+    run = _Run(subject, label, max_examples, seed, deadline, sizes, build, slow, asked)
     stale = [each for each in known if each not in PROPERTIES]
     total = len(chosen) + len(stale)
     results: list[Result] = []
@@ -102,6 +117,10 @@ def replay(
     *,
     traits: Traits | None = None,
     options: Mapping[str, Any] | None = None,
+    kind: str | None = None,
+    forms: Mapping[str, Callable[..., Any]] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
 ) -> None:
     """Put one example of one property to a layer.
 
@@ -109,17 +128,62 @@ def replay(
         make_layer: the factory, as for :func:`check_attention`.
         property: name of the property.
         example: a counterexample of a :class:`~biases.testing.result.Result`.
-        traits, options: as given to :func:`check_attention`.
+        traits, options, kind, forms, device, dtype: as given to :func:`check_attention`.
 
     Raises:
         AssertionError: the promise is broken; the message is that of the result.
         BuildError: the layer could not be built (:mod:`biases.testing.subject`).
         NotApplicable: the promise cannot be put to this layer on this example.
-        ValueError: the property is unknown.
+        ValueError: the property is unknown, or an argument is of another kind.
     """
     one_of("property", property, PROPERTIES)
+    subject = _subject(make_layer, traits, options, kind=kind, forms=forms, device=device, dtype=dtype)
+    run_example(subject, PROPERTIES[property], example)
+
+
+def _subject(
+    make_layer: Callable[..., Any],
+    traits: Traits | None,
+    options: Mapping[str, Any] | None,
+    *,
+    kind: str | None,
+    forms: Mapping[str, Callable[..., Any]] | None,
+    device: torch.device | str,
+    dtype: torch.dtype | str | None,
+) -> Subject:
+    """The subject that the arguments, and the attributes of the factory, speak of."""
+    if not callable(make_layer):
+        fail("make_layer", "a callable make_layer(dim, heads, **options)", type(make_layer).__name__)
     declared = traits if traits is not None else getattr(make_layer, "traits", None) or Traits()
-    run_example(Subject(make_layer, declared, dict(options or {})), PROPERTIES[property], example)
+    if not isinstance(declared, Traits):
+        fail("traits", "Traits", type(declared).__name__)
+    others = forms if forms is not None else getattr(make_layer, "forms", None) or {}
+    if options is not None and not isinstance(options, Mapping):
+        fail("options", "a mapping, keyword -> value", type(options).__name__)
+    if not isinstance(others, Mapping):
+        fail("forms", "a mapping, name -> factory", type(others).__name__)
+    for name, each in others.items():
+        if not callable(each):
+            fail(f"forms[{name!r}]", "a factory", type(each).__name__)
+    chosen = kind if kind is not None else getattr(make_layer, "kind", None) or "layer"
+    place, precision = _device(device), _dtype(dtype)
+    return Subject(make_layer, declared, dict(options or {}), chosen, dict(others), place, precision)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        fail("device", "a device that torch can use here", f"{device!r} ({str(error).splitlines()[0]})")
+    return chosen
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    one_of("dtype", dtype, DTYPES)
+    return getattr(torch, dtype)
 
 
 def _chosen(names: Iterable[str] | None) -> list[Property]:
@@ -168,7 +232,7 @@ def _judge(result: Result, reason: str | None) -> Result:
             return result
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     subject: Subject
     label: str
@@ -177,6 +241,9 @@ class _Run:
     deadline: float
     widths: Widths
     how_to_build: str
+    slow: bool
+    asked: frozenset[str]
+    hung: bool = False
 
     def check(self, prop: Property) -> Result:
         started = time.perf_counter()
@@ -189,11 +256,16 @@ class _Run:
         return replace(result, seconds=time.perf_counter() - started)
 
     def _search(self, prop: Property, base: Result) -> Result:
-        reason = prop.applies(self.subject.traits)
+        reason = prop.applies(self.subject.traits, self.subject.kind)
+        if reason is None and prop.slow and not self.slow and prop.name not in self.asked:
+            reason = "it takes seconds an example: ask for it by slow=True, --slow or its name"
         if reason is not None:
             return replace(base, status="not_applicable", message=reason)
         search = Search(self.subject, prop, time.perf_counter() + self.deadline)
-        search.run(self.max_examples, self.seed, self.widths)
+        limit = _SHORT if self.hung else self.deadline + _GRACE
+        count = min(self.max_examples, _SLOW_EXAMPLES) if prop.slow else self.max_examples
+        search.run(count, self.seed, self.widths, limit)
+        self.hung = self.hung or search.hung
         return replace(
             base,
             status=search.status,
@@ -201,6 +273,7 @@ class _Run:
             counterexample=search.example,
             message=search.message,
             reproduce=self._script(prop, search.example),
+            raised=search.raised,
         )
 
     def _script(self, prop: Property, example: Mapping[str, Any] | None) -> str:

@@ -41,20 +41,21 @@ def owners(*objects: object) -> list[type | ModuleType]:
 
 
 @contextmanager
-def isolated(shared: list[type | ModuleType], seed: int = 0) -> Iterator[None]:
-    """Run with seeded global generators; afterwards put these and the state of ``shared`` back.
+def isolated(shared: list[type | ModuleType], seed: int = 0, device: torch.device | None = None) -> Iterator[None]:
+    """Run with seeded global generators, the device's included; afterwards put these and the state of ``shared`` back.
 
-    Shared state is: what a class binds, with the contents of its dicts, lists and sets; in a module, dicts,
-        lists and
-    sets with ``cache`` in their name; and every :func:`functools.lru_cache`, which is emptied before and
-    after.
+    Shared state is: what a class binds, with the contents of its dicts, lists and sets; in a module, dicts, lists and
+    sets with ``cache`` in their name; and every :func:`functools.lru_cache`, which is emptied before and after.
     """
     states = [(owner, name, value, _copy(value)) for owner in shared for name, value in _data(owner)]
     python, legacy = random.getstate(), numpy.random.get_state()
     _clear_caches(shared)
     try:
-        with torch.random.fork_rng(devices=[]):
+        cuda = device is not None and device.type == "cuda"
+        with torch.random.fork_rng(devices=[device] if cuda else []):
             torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed(seed)
             random.seed(seed)
             numpy.random.seed(seed)
             yield

@@ -29,6 +29,7 @@ class Result:
         message: why; empty where passed.
         reproduce: a Python script that fails with this message; empty where there is no counterexample.
         seconds: wall time.
+        raised: whether the promise was broken by raising, and not by a wrong answer.
     """
 
     subject: str
@@ -40,6 +41,7 @@ class Result:
     message: str = ""
     reproduce: str = ""
     seconds: float = 0.0
+    raised: bool = False
 
     def __post_init__(self) -> None:
         one_of("Result status", self.status, STATUSES)

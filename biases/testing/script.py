@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -17,10 +18,18 @@ _FILL_IN = "from your_module import your_factory as make_layer  # the factory th
 
 
 def how_to_import(make_layer: Callable[..., Any]) -> str:
-    """Python that binds ``make_layer``, at most 2 lines: an import, to be filled in where no path leads to it.
+    """Python that binds ``make_layer``, at most 3 lines: an import, to be filled in where no path leads to it.
 
-    A factory of the script being run is imported from a module named as that script.
+    What a factory says of itself, in an attribute ``how_to_build``, comes first. A factory of the script being run is
+    imported from a module named as that script.
     """
+    own = getattr(make_layer, "how_to_build", None)
+    if isinstance(own, str):
+        return own
+    if isinstance(make_layer, functools.partial):
+        given = [repr(each) for each in make_layer.args] + [f"{k}={v!r}" for k, v in make_layer.keywords.items()]
+        bound = f"from functools import partial; make_layer = partial(make_layer, {', '.join(given)})"
+        return f"{how_to_import(make_layer.func)}\n{bound}"
     module, path = getattr(make_layer, "__module__", None), getattr(make_layer, "__qualname__", "")
     if not isinstance(module, str) or not _leads_to(make_layer, module, path):
         return _FILL_IN
@@ -60,6 +69,9 @@ def reproduce(subject: Subject, property_name: str, example: Mapping[str, Any], 
     arguments = ["make_layer", repr(property_name), "example"]
     arguments += [f"traits={traits}"] if traits != "Traits()" else []
     arguments += [f"options={dict(subject.options)!r}"] if subject.options else []
+    arguments += [f"kind={subject.kind!r}"] if subject.kind != "layer" else []
+    arguments += [f"device={str(subject.device)!r}"] if subject.device.type != "cpu" else []
+    arguments += [f"dtype={str(subject.dtype).removeprefix('torch.')!r}"] if subject.dtype else []
     return "\n".join(
         [
             f"from biases.testing import {', '.join(sorted(names))}",

@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from biases.testing.case import Case
 from biases.testing.properties.base import Property, Widths
-from biases.testing.subject import BuildError, Case, NotApplicable, Subject, told
+from biases.testing.subject import BuildError, NotApplicable, Raised, Subject, told
+from biases.testing.time_limit import TimeUp, time_limit
 
 
 def need_hypothesis() -> None:
@@ -56,18 +58,24 @@ class Search:
         message: why; empty where passed.
         examples: how many inputs the promise was put to the layer on, those tried while shrinking included.
         example: the smallest that breaks the promise, or ends in an error; ``None`` where there is none.
+        raised: whether it is by raising that the subject broke the promise.
+        hung: whether a call had to be stopped.
     """
 
     def __init__(self, subject: Subject, prop: Property, until: float) -> None:
         self._subject, self._prop, self._until = subject, prop, until
         self._error: Exception | None = None
+        self._under_way: dict[str, Any] | None = None
+        self.raised = self.hung = False
         self._tried, self._reason = False, ""
         self.examples = 0
         self.example: dict[str, Any] | None = None
         self.status, self.message = "passed", ""
 
-    def run(self, max_examples: int, seed: int, widths: Widths) -> None:
+    def run(self, max_examples: int, seed: int, widths: Widths, limit: float) -> None:
         """Search until a counterexample is smallest, ``max_examples`` were tried, or time is up.
+
+        After ``limit`` seconds a call under way is stopped.
 
         Raises:
             Exception: the search failed for a reason that is not the layer's.
@@ -85,9 +93,13 @@ class Search:
             verbosity=hypothesis.Verbosity.quiet,
             phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
         )
-        test = hypothesis.seed(seed)(quiet(hypothesis.given(self._prop.strategy(widths))(self._try)))
+        strategy = self._prop.strategy(widths, self._subject.traits)
+        test = hypothesis.seed(seed)(quiet(hypothesis.given(strategy)(self._try)))
         try:
-            test()
+            with time_limit(limit):
+                test()
+        except TimeUp:
+            self._stopped(limit)
         except Exception as found:
             if self._error is None:
                 raise
@@ -102,7 +114,7 @@ class Search:
             if self._error is not None and example == self.example:
                 raise self._error
             return
-        self._tried = True
+        self._tried, self._under_way = True, example
         try:
             run_example(self._subject, self._prop, example)
         except NotApplicable as found:
@@ -115,9 +127,17 @@ class Search:
             raise
         self.examples += 1
 
+    def _stopped(self, limit: float) -> None:
+        if self._error is not None:
+            self._conclude(self._error, flaky=False)
+            return
+        self.status, self.hung, self.example = "error", True, self._under_way
+        what = f"expected an answer within the time limit, got none: a call was stopped after {limit:.3g} s"
+        self.message = f"{self._prop.name}: {what}\nexample: {_drawn(self.example or {})}"
+
     def _conclude(self, error: Exception, *, flaky: bool) -> None:
         self.status = "failed" if isinstance(error, AssertionError) else "error"
-        self.message = str(error)
+        self.message, self.raised = str(error), isinstance(error.__cause__, Raised)
         if self.status == "error":
             what = str(error) if isinstance(error, BuildError) else f"{self._prop.name}: the check raised {told(error)}"
             self.message = f"{what}\nexample: {_drawn(self.example or {})}"

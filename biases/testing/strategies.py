@@ -9,6 +9,7 @@ Hypothesis is imported when a strategy is made; :func:`make_tensor` does not nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,15 @@ def seeds() -> SearchStrategy[int]:
     return st.integers(0, 2**16 - 1)
 
 
+def _grids(at_least: int, at_most: int) -> SearchStrategy[tuple[int, int]]:
+    """Strategy of (height, width), both sides between 1 and about the square root of ``2 at_most``."""
+    from hypothesis import strategies as st
+
+    longest = max(1, math.isqrt(2 * at_most))
+    pairs = [(h, w) for h in range(1, longest + 1) for w in range(1, longest + 1) if at_least <= h * w <= at_most]
+    return st.sampled_from(sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)))
+
+
 def regimes(among: Sequence[str] = REGIMES) -> SearchStrategy[str]:
     """Strategy of regime names; shrinks to the first of ``among``.
 
@@ -74,6 +84,8 @@ def examples(
     min_length: int = 1,
     among: Sequence[str] = REGIMES,
     cut: bool = False,
+    keys: bool = False,
+    domain: str = "sequence",
     choices: dict[str, Sequence[Any]] | None = None,
 ) -> SearchStrategy[dict[str, Any]]:
     """Strategy of whole examples: dicts of JSON values from which a layer and its input can be rebuilt.
@@ -84,6 +96,9 @@ def examples(
         among: regimes of the input.
         cut: whether to draw ``position``, an index in ``[0, T - 2]`` that has a future; needs ``min_length >=
             2``.
+        keys: whether to draw ``keys``, a number of keys S between the same bounds as T.
+        domain: ``"image"`` draws ``height`` and ``width`` in place of ``length``, with ``height * width`` between the
+            bounds of T, or as near below as the sides allow.
         choices: further keys and the values to choose from; each shrinks to its first.
 
     Returns:
@@ -96,13 +111,21 @@ def examples(
     if cut and min_length < 2:
         fail("min_length of examples with a cut", "at least 2", min_length)
     sizes = shapes(max_batch, max_length, min_batch=min_batch, min_length=min_length)
+    grids = _grids(min_length, max_length)
 
     @st.composite
     def example(draw: DrawFn) -> dict[str, Any]:
-        batch, length = draw(sizes)
-        drawn: dict[str, Any] = {"length": length, "batch": batch}
+        drawn: dict[str, Any] = {}
+        if domain == "image":
+            drawn["height"], drawn["width"] = draw(grids)
+            drawn["batch"] = draw(st.integers(min_batch, max_batch))
+        else:
+            batch, drawn["length"] = draw(sizes)
+            drawn["batch"] = batch
+        if keys:
+            drawn["keys"] = draw(st.integers(min_length, max_length))
         if cut:
-            drawn["position"] = draw(st.integers(0, length - 2))
+            drawn["position"] = draw(st.integers(0, drawn["length"] - 2))
         for name, values in (choices or {}).items():
             drawn[name] = draw(st.sampled_from(list(values)))
         drawn["dim"], drawn["heads"] = draw(st.sampled_from(list(widths)))

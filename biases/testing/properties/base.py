@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from biases._checks import fail
+from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance
 from biases.testing.strategies import examples
-from biases.testing.subject import Case, Layer
+from biases.testing.subject import Layer
+from biases.testing.views import VIEWED
 from biases.traits import Traits
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 Widths = Sequence[tuple[int, int]]
+Inputs = Mapping[str, Any] | Callable[[Traits], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class Property:
             property of which no example can be is not applicable.
         trait: the trait that makes it apply, in words; ``None``: every attention layer.
         reason: from the traits to why it does not apply; ``None``: it applies.
-        inputs: keyword arguments of :func:`biases.testing.strategies.examples`.
+        kinds: the kinds of subject that it is a promise of.
+        domains: the domains that it is a promise in.
+        slow: whether it takes seconds an example, and is checked only where it is asked for.
+        inputs: keyword arguments of :func:`biases.testing.strategies.examples`, or a function from the traits to them.
     """
 
     name: str
@@ -41,17 +47,23 @@ class Property:
     check: Callable[[Case], None]
     trait: str | None = None
     reason: Callable[[Traits], str | None] = field(default=lambda traits: None)
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    kinds: tuple[str, ...] = VIEWED
+    domains: tuple[str, ...] = ("sequence", "image")
+    slow: bool = False
+    inputs: Inputs = field(default_factory=dict)
 
-    def applies(self, traits: Traits) -> str | None:
-        """Why the property does not apply to a layer of these traits; ``None`` where it does."""
-        if traits.domain != "sequence":
-            return f"it needs a (B, T, C) layer, and Traits.domain is {traits.domain!r}"
+    def applies(self, traits: Traits, kind: str = "layer") -> str | None:
+        """Why the property does not apply to a subject of this kind and these traits; ``None`` where it does."""
+        if kind not in self.kinds:
+            return f"it is a promise of {' and '.join(self.kinds)}, and this is of kind {kind!r}"
+        if traits.domain not in self.domains:
+            return f"it is a promise in the domain {self.domains[0]!r}, and Traits.domain is {traits.domain!r}"
         return self.reason(traits)
 
-    def strategy(self, widths: Widths) -> SearchStrategy[dict[str, Any]]:
-        """Strategy of examples, for layers of these ``(dim, heads)``."""
-        return examples(widths, **self.inputs)
+    def strategy(self, widths: Widths, traits: Traits) -> SearchStrategy[dict[str, Any]]:
+        """Strategy of examples, for subjects of these ``(dim, heads)`` and traits."""
+        inputs = self.inputs(traits) if callable(self.inputs) else self.inputs
+        return examples(widths, **{"domain": traits.domain, **inputs})
 
 
 PROPERTIES: dict[str, Property] = {}
@@ -63,14 +75,19 @@ def promises(
     *,
     trait: str | None = None,
     reason: Callable[[Traits], str | None] = lambda traits: None,
+    kinds: tuple[str, ...] = VIEWED,
+    domains: tuple[str, ...] = ("sequence", "image"),
+    slow: bool = False,
+    drawn: Callable[[Traits], Mapping[str, Any]] | None = None,
     **inputs: Any,
 ) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Enter the decorated check into :data:`PROPERTIES`."""
+    """Enter the decorated check into :data:`PROPERTIES`; the inputs are keywords, or ``drawn`` from the traits."""
     if name in PROPERTIES:
         fail("property name", "a name not yet taken", repr(name))
 
     def enter(check: Callable[[Case], None]) -> Callable[[Case], None]:
-        PROPERTIES[name] = Property(name, promise, check, trait, reason, inputs)
+        chosen = inputs if drawn is None else drawn
+        PROPERTIES[name] = Property(name, promise, check, trait, reason, kinds, domains, slow, chosen)
         return check
 
     return enter
@@ -93,11 +110,11 @@ def rounding_of(x: Tensor) -> float:
 
 def noise(case: Case, layer: Layer, x: Tensor, out: Tensor) -> float:
     """How far rounding the input in float32 moves the output: what an ill-conditioned input excuses."""
-    eps = torch.finfo(torch.float32).eps
+    eps = max(torch.finfo(torch.float32).eps, torch.finfo(x.dtype).eps)
     moved = 0.0
     for draw in range(2):
         sign = torch.rand(x.shape, generator=case.generator(10 + draw), dtype=torch.float64).round() * 2 - 1
-        nearby = case.call(layer, x * (1 + eps * sign).to(x.dtype))
+        nearby = case.call(layer, x * (1 + eps * sign).to(x))
         moved = max(moved, magnitude(nearby - out))
     return moved
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance
 from biases.testing.properties.base import assert_alike, magnitude, promises, rounding_of
 from biases.testing.properties.interface import gradients_of
-from biases.testing.subject import Case
 from biases.traits import Traits
 
 CAUSAL = "Traits.causal is True"
@@ -26,6 +26,7 @@ def not_causal(traits: Traits) -> str | None:
     "Changing the tokens after t does not change the outputs up to t.",
     trait=CAUSAL,
     reason=not_causal,
+    domains=("sequence",),
     min_length=2,
     cut=True,
     choices={"change": ("small", "large")},
@@ -34,7 +35,7 @@ def future_independence(case: Case) -> None:
     layer, x, out = case.run(case.precise)
     last = case.example["position"]
     future = x[:, last + 1 :]
-    draw = torch.randn(future.shape, generator=case.generator(), dtype=torch.float64).to(x.dtype)
+    draw = case.normal(future)
     changed = x.clone()
     if case.example["change"] == "small":
         changed[:, last + 1 :] = future + 0.1 * (magnitude(x) or 1.0) * draw
@@ -56,6 +57,7 @@ def future_independence(case: Case) -> None:
     "The gradient of the output at t is zero for the tokens after t.",
     trait=CAUSAL,
     reason=not_causal,
+    domains=("sequence",),
     min_length=2,
     cut=True,
 )
@@ -78,6 +80,7 @@ def future_gradient(case: Case) -> None:
     "The output for a prefix of the input is the prefix of the output.",
     trait=CAUSAL,
     reason=not_causal,
+    domains=("sequence",),
     min_length=2,
     cut=True,
 )

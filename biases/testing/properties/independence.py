@@ -7,10 +7,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance
 from biases.testing.properties.base import assert_alike, promises, rounding_of
 from biases.testing.strategies import MODERATE, WIDTHS, make_tensor
-from biases.testing.subject import BuildError, Case, Violation, cast
+from biases.testing.subject import BuildError, Violation, cast
 
 
 @promises(
@@ -24,7 +25,7 @@ def batch_independence(case: Case) -> None:
     if case.example["others"] == "removed":
         got, what = case.call(layer, x[:1]), "output of example 0 alone"
     else:
-        replaced = torch.randn(x.shape, generator=case.generator(), dtype=torch.float64).to(x.dtype)
+        replaced = case.normal(x)
         replaced[:1] = x[:1]
         got, what = case.call(layer, replaced)[:1], "output of example 0 beside others"
     assert_alike(case, layer, x, out, (got, out[:1]), what)
@@ -53,9 +54,9 @@ def no_hidden_state(case: Case) -> None:
     layer = case.layer(case.precise)
     out = case.call(layer, x)
     _assert_unmoved(out, alone, "output after other layers were used, against before")
-    for length in (case.example["length"], case.example["length"] + 3):
-        shape = (case.example["batch"] + 1, length, case.example["dim"])
-        case.call(layer, make_tensor(shape, seed=case.example["seed"] + 1, dtype=case.precise))
+    for length in (case.length, case.length + 3):
+        shape = (case.example["batch"] + 1, length, case.dim)
+        case.call(layer, make_tensor(shape, seed=case.example["seed"] + 1, dtype=case.precise).to(case.device))
     _use_others(case)
     _assert_unmoved(case.call(layer, x), out, "output after calls in between, against before")
 
@@ -66,7 +67,7 @@ def _assert_unmoved(actual: Tensor, expected: Tensor, what: str) -> None:
 
 def _use_others(case: Case) -> None:
     """Build and call the same layer with other parameters, without options, and in other widths."""
-    dim, heads, options = case.example["dim"], case.example["heads"], dict(case.subject.options)
+    dim, heads, options = case.dim, case.heads, dict(case.subject.options)
     others = [(dim, heads, options), *((*width, options) for width in WIDTHS[:3])]
     if options:
         others.append((dim, heads, {}))
@@ -74,5 +75,6 @@ def _use_others(case: Case) -> None:
     for width, count, chosen in others:
         # Whether those layers work is not the question here.
         with suppress(BuildError, Violation):
-            layer = cast(case.subject.build(width, count, seed=seed, options=chosen), case.precise)
-            case.call(layer, make_tensor((2, case.example["length"], width), seed=seed, dtype=case.precise))
+            raw = cast(case.subject.build(width, count, seed=seed, options=chosen), case.precise, case.device)
+            layer = case.subject.seen_as_layer(raw, count)
+            case.call(layer, make_tensor((2, case.length, width), seed=seed, dtype=case.precise).to(case.device))

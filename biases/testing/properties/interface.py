@@ -7,10 +7,11 @@ import copy
 import torch
 from torch import Tensor
 
+from biases.testing.case import Case
 from biases.testing.compare import assert_same
 from biases.testing.properties.base import assert_alike, promises
 from biases.testing.strategies import MODERATE, make_tensor, strided
-from biases.testing.subject import BuildError, Case, CastError, NotApplicable, Raised, Violation, told
+from biases.testing.subject import BuildError, CastError, NotApplicable, Raised, Violation, cast, told
 
 
 @promises(
@@ -35,12 +36,12 @@ def shape_dtype_device(case: Case) -> None:
 
 @promises("finite-output", "A finite input gives a finite output.")
 def finite_output(case: Case) -> None:
-    assert_finite(case.run(torch.float32)[2], "output")
+    assert_finite(case.run(case.single)[2], "output")
 
 
 @promises("finite-gradient", "A finite input gives finite gradients for the input and for every parameter.")
 def finite_gradient(case: Case) -> None:
-    layer, x = case.layer(torch.float32), case.input(torch.float32)
+    layer, x = case.layer(case.single), case.input(case.single)
     x = x.detach().requires_grad_()
     parameters = dict(layer.named_parameters()) if isinstance(layer, torch.nn.Module) else {}
     trained = {name: each for name, each in parameters.items() if each.requires_grad}
@@ -58,13 +59,13 @@ def finite_gradient(case: Case) -> None:
 
 @promises("deterministic", "In evaluation mode, the same input gives the same bits twice.")
 def deterministic(case: Case) -> None:
-    layer, _, out = case.run(torch.float32)
-    assert_same(case.call(layer, case.input(torch.float32)), out, "second output")
+    layer, _, out = case.run(case.single)
+    assert_same(case.call(layer, case.input(case.single)), out, "second output")
 
 
 @promises("input-unchanged", "The layer does not write to its input.")
 def input_unchanged(case: Case) -> None:
-    layer, x = case.layer(torch.float32), case.input(torch.float32)
+    layer, x = case.layer(case.single), case.input(case.single)
     before = x.clone()
     case.call(layer, x)
     assert_same(x, before, "input after the call")
@@ -72,7 +73,7 @@ def input_unchanged(case: Case) -> None:
 
 @promises("single-token", "A sequence of one token gives one finite token.", max_length=1)
 def single_token(case: Case) -> None:
-    assert_finite(case.run(torch.float32)[2], "output for one token")
+    assert_finite(case.run(case.single)[2], "output for one token")
 
 
 @promises(
@@ -99,26 +100,30 @@ def noncontiguous_input(case: Case) -> None:
     "invalid-arguments",
     "Bad heads, and an input of the wrong rank or width, raise or are served in full.",
     among=("normal",),
-    choices={"fault": ("rank 2", "rank 4", "wrong width", "heads do not divide")},
+    kinds=("layer",),
+    choices={"fault": ("an axis less", "an axis more", "wrong width", "heads do not divide")},
 )
 def invalid_arguments(case: Case) -> None:
-    """A layer may accept more than (B, T, C); a silent result of another shape or NaN is the fault."""
-    batch, length, dim = case.shape
+    """A layer may accept more than it promises; a silent result of another shape or NaN is the fault."""
+    batch, _, dim = case.shape
     fault = case.example["fault"]
+    inner = case.grid or (case.length,)
     shapes = {
-        "rank 2": (length, dim),
-        "rank 4": (batch, 2, length, dim),
-        "wrong width": (batch, length, dim + 1),
+        "an axis less": (*inner, dim),
+        "an axis more": (batch, 2, *inner, dim),
+        "wrong width": (batch, *inner, dim + 1),
     }
-    x = make_tensor(shapes.get(fault, case.shape), seed=case.example["seed"])
+    x = make_tensor(shapes.get(fault, (batch, *inner, dim)), seed=case.example["seed"], dtype=case.single)
+    x = x.to(case.device)
     if fault == "heads do not divide":
         try:
             layer = case.subject.build(dim, dim // 2 + 1, seed=case.example["seed"])
         except BuildError:
             return
+        layer = cast(layer, case.single, case.device)
         fault = f"dim {dim} with {dim // 2 + 1} heads"
     else:
-        layer = case.layer(torch.float32)
+        layer = case.raw(case.single)
     with torch.no_grad():
         try:
             out = layer(x)
@@ -167,7 +172,7 @@ def gradients_of(case: Case, out: Tensor, inputs: list[Tensor], rows: slice = sl
     if not out.requires_grad:
         raise NotApplicable("the output carries no gradient")
     part = out[:, rows]
-    weighting = torch.randn(part.shape, generator=case.generator(2), dtype=torch.float64).to(out.dtype)
+    weighting = case.normal(part, 2)
     try:
         return torch.autograd.grad((part * weighting).sum(), inputs, allow_unused=True)
     except Exception as error:

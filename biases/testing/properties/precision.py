@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance, error_budget
 from biases.testing.properties.base import magnitude, promises
 from biases.testing.strategies import MODERATE
-from biases.testing.subject import Case, CastError, Layer, NotApplicable, Raised, Violation
+from biases.testing.subject import CastError, Layer, NotApplicable, Raised, Violation
 
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
 

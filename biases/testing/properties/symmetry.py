@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from biases.testing.case import Case
 from biases.testing.properties.base import assert_alike, promises
-from biases.testing.subject import Case
 from biases.traits import Traits
 
 
