@@ -89,10 +89,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, scale: float | None) 
     summary="linear attention with exponential decay, rotated, normed by head, swish gate",
     traits=Traits(
         causal=True,
+        mask=("boolean",),
         normalisation="none",
         empty_row="zero",
         decay=Decay("exponential", "past", "state"),
         position="relative",
+        memory="linear",
         fast_path="chunkwise",
         published="2307.08621; parallel form 2309.11523 Eq. 1-2",
     ),

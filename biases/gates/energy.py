@@ -159,11 +159,13 @@ def energy_traits(options: Mapping[str, Any]) -> Traits:
     sight = {"window": "window", "prefix": "prefix", "none": "token"}[options["statistics"]]
     return Traits(
         causal=True,
+        mask=("boolean",),
         normalisation="row",
         empty_row="zero",
         gate_range=(0.0, 1.0),
         gate_sees=sight,
         position="none",
+        memory="linear",
         fast_path="key-bias (log gate)",
         published=PUBLISHED,
     )

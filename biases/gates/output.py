@@ -81,11 +81,13 @@ class HeadNorm(nn.Module):
 def _traits(granularity: str) -> Traits:
     return Traits(
         causal=True,
+        mask=("boolean",),
         normalisation="row",
         empty_row="zero",
         gate_range=(0.0, 1.0),
         gate_sees="token",
         position="none",
+        memory="linear",
         fast_path="sdpa (the gate acts after it)",
         published=f"2505.06708 Eq. 5, {granularity}",
     )

@@ -35,10 +35,12 @@ class ValueGate(nn.Module):
     summary="values gated by SiLU of the input",
     traits=Traits(
         causal=True,
+        mask=("boolean",),
         normalisation="row",
         empty_row="zero",
         gate_sees="token",
         position="none",
+        memory="linear",
         fast_path="sdpa (the gate acts before it)",
         published="2604.06014 abstract; 2505.06708 G2",
     ),

@@ -76,9 +76,11 @@ class KeyLag(nn.Module):
 def _traits(options: Mapping[str, Any]) -> Traits:
     return Traits(
         causal=True,
+        mask=("boolean",),
         normalisation="row",
         empty_row="zero",
         position="relative",
+        memory="linear",
         fast_path="sdpa on mixed keys",
         published="2605.26355 App. B Alg. 1",
     )

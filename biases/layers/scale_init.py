@@ -41,9 +41,11 @@ def initialise_by_scale(layer: SelfAttention) -> None:
     summary="standard attention, heads initialised at four scales",
     traits=Traits(
         causal=True,
+        mask=("boolean",),
         normalisation="row",
         empty_row="zero",
         position="none",
+        memory="linear",
         fast_path="sdpa",
         published="2605.26355 (SCALE-INIT)",
     ),

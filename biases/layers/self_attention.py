@@ -167,9 +167,11 @@ def _module(slot: str, component: nn.Module | None) -> nn.Module | None:
     summary="softmax attention without any bias, causal",
     traits=lambda options: Traits(
         causal=options["causal"],
+        mask=("boolean",),
         normalisation="row",
         empty_row="zero",
         position="none",
+        memory="linear",
         fast_path="sdpa",
         published="1706.03762 Eq. 1",
     ),
