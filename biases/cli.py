@@ -83,6 +83,22 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--known-failures", metavar="FILE", help="TOML: a table a subject, property = reason")
     check.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
 
+    mutants = _command(
+        commands,
+        "mutants",
+        show_mutants,
+        "put subjects with one planted fault each through the battery, and say which property caught which",
+        "biases mutants peek --all-properties",
+        extra="check",
+    )
+    mutants.add_argument("names", nargs="*", metavar="NAME", help="only these mutants and sound subjects")
+    which = mutants.add_mutually_exclusive_group()
+    which.add_argument("--property", action="append", metavar="P", help="put all to this property; may be repeated")
+    which.add_argument("--all-properties", action="store_true", help="put all to every property; takes minutes")
+    mutants.add_argument("--slow", action="store_true", help="also those found only by compiling or exporting")
+    mutants.add_argument("--max-examples", type=int, default=25, metavar="N", help="inputs each (default: %(default)s)")
+    mutants.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
+
     demo = _command(
         commands,
         "demo",
@@ -185,6 +201,27 @@ def check_targets(options: argparse.Namespace) -> int:
     else:
         show(results)
     return exit_code(results)
+
+
+def show_mutants(options: argparse.Namespace) -> int:
+    """``biases mutants [NAME...]``"""
+    from biases.testing import PROPERTIES
+    from biases.testing.mutants import exit_code
+    from biases.testing.mutants.show import follow, show
+
+    fast = [name for name, each in PROPERTIES.items() if options.slow or not each.slow]
+    rows = follow(
+        options.names or None,
+        options.property or (fast if options.all_properties else None),
+        max_examples=options.max_examples,
+        seed=options.seed,
+        slow=options.slow,
+    )
+    if options.json:
+        print(json.dumps({"schema": 1, "rows": [row.as_dict() for row in rows]}, indent=1))
+    else:
+        show(rows)
+    return exit_code(rows)
 
 
 def demonstrate(options: argparse.Namespace) -> int:

@@ -21,9 +21,11 @@ from biases.traits import Traits
 
 Progress = Callable[[int, int, Result], None]
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-# Seconds for the call under way after the search should have ended, at first, and once a call had to be stopped.
-_GRACE, _SHORT = 10.0, 2.0
-_SLOW_EXAMPLES = 3
+# Seconds for the call under way after the search should have ended; for a whole search once a call had to be stopped;
+# and, halved at each one that is stopped in turn, at least.
+_GRACE, _SHORT, _LEAST = 10.0, 2.0, 0.5
+# A slow property compiles, which may take a minute where the machine is busy.
+_SLOW_EXAMPLES, _SLOW_GRACE = 3, 120.0
 
 
 def check_attention(
@@ -60,7 +62,8 @@ def check_attention(
             applies, makes the run fail.
         options: keyword arguments of the factory.
         deadline: seconds after which the search for one property stops. A call that has not ended 10 seconds later is
-            stopped, and is an error; once one had to be, 2 seconds are enough.
+            stopped, and is an error; once one had to be, 2 seconds are enough for a property, and fewer where one after
+            the other has to be stopped.
         progress: called after each property with how many are done, how many there are, and the result.
         widths: pairs ``(dim, heads)`` that the layer can be built with; by default its factory's attribute ``widths``.
         how_to_build: Python lines that bind ``make_layer``, for the scripts that reproduce failures; by
@@ -243,7 +246,7 @@ class _Run:
     how_to_build: str
     slow: bool
     asked: frozenset[str]
-    hung: bool = False
+    hung: int = 0
 
     def check(self, prop: Property) -> Result:
         started = time.perf_counter()
@@ -262,10 +265,13 @@ class _Run:
         if reason is not None:
             return replace(base, status="not_applicable", message=reason)
         search = Search(self.subject, prop, time.perf_counter() + self.deadline)
-        limit = _SHORT if self.hung else self.deadline + _GRACE
+        limit = max(_SHORT / 2 ** (self.hung - 1), _LEAST) if self.hung else self.deadline + (_SLOW_GRACE if prop.slow else _GRACE)
         count = min(self.max_examples, _SLOW_EXAMPLES) if prop.slow else self.max_examples
         search.run(count, self.seed, self.widths, limit)
-        self.hung = self.hung or search.hung
+        if search.hung:
+            self.hung += 1
+        elif search.examples:
+            self.hung = min(self.hung, 1)
         return replace(
             base,
             status=search.status,

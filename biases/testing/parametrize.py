@@ -30,10 +30,13 @@ def parametrize_with_properties(
     A property that does not apply is skipped with its reason. A known failure is strict: it is an expected failure
     where it fails, and fails the test where it passes or does not apply.
 
+    The plug-in of this package adds options of pytest (``--biases-profile`` and others, see ``pytest --help``) that
+    stand for arguments not given here, and a summary; a subject of which nothing ran makes the session exit with 3.
+
     Args:
         subjects: name -> factory, or (factory, traits).
-        known_failures: subject -> property -> reason.
-        options: further arguments of :func:`~biases.testing.check_attention`.
+        known_failures: subject -> property -> reason; ``--biases-known-failures`` adds to them.
+        options: further arguments of :func:`~biases.testing.check_attention`; they win over the options of pytest.
 
     Raises:
         ValueError: no subjects, or known failures of a subject or property that is not there.
@@ -58,28 +61,50 @@ def parametrize_with_properties(
 
 
 class _Check:
-    """One property of one subject."""
+    """One property of one subject.
+
+    Attributes:
+        name: of the subject.
+        biases_property: name of the property; the plug-in knows a check by this attribute.
+    """
 
     def __init__(self, name: str, entry: Entry, each: str, reason: str | None, options: Mapping[str, Any]) -> None:
-        make_layer, traits = entry if isinstance(entry, tuple) else (entry, None)
-        self.make_layer, self.traits = make_layer, traits
-        self.name, self.property, self.reason = name, each, reason
-        self.options = options
+        self.name, self.biases_property = name, each
+        self._make_layer = entry[0] if isinstance(entry, tuple) else entry
+        self._traits = entry[1] if isinstance(entry, tuple) else None
+        self._reason, self._options = reason, options
+        self.bind({}, None, lambda status: None)
+
+    def bind(self, defaults: Mapping[str, Any], reason: str | None, record: Callable[[str], None]) -> None:
+        """Take what the session of pytest says.
+
+        Args:
+            defaults: arguments of the check for those not given in the test file.
+            reason: of a known failure, where the test file names none.
+            record: called with the status of each result.
+        """
+        self._defaults, self._further_reason, self._record = defaults, reason, record
 
     def __call__(self) -> None:
         """Raise ``AssertionError`` where the promise is broken."""
         import pytest
 
         __tracebackhide__ = True
-        known = {} if self.reason is None else {self.property: self.reason}
+        each = self.biases_property
+        options = {**self._defaults, **self._options}
+        if PROPERTIES[each].slow and not options.get("slow", False):
+            self._record("not_applicable")
+            pytest.skip("it takes seconds an example: ask for it by --biases-slow or slow=True")
+        reason = self._reason or self._further_reason
         (result,) = check_attention(
-            self.make_layer,
-            self.traits,
+            self._make_layer,
+            self._traits,
             name=self.name,
-            properties=[self.property],
-            known_failures=known,
-            **self.options,
+            properties=[each],
+            known_failures={each: reason} if reason else {},
+            **options,
         )
+        self._record(result.status)
         match result.status:
             case "passed":
                 return
@@ -92,4 +117,4 @@ class _Check:
                 raise AssertionError(result.message + script)
 
     def __repr__(self) -> str:
-        return f"check({self.name}: {self.property})"
+        return f"check({self.name}: {self.biases_property})"

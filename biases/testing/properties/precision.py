@@ -33,7 +33,7 @@ _LOW = (torch.float16, torch.bfloat16, torch.float32)
 )
 def float64_agreement(case: Case) -> None:
     _, _, out = case.run(torch.float32)
-    _assert_budget(out, _reference(case, torch.float32), 4, "float32 output")
+    _assert_budget(out, float64_reference(case, torch.float32), 4, "float32 output")
 
 
 @promises(
@@ -48,7 +48,7 @@ def bfloat16_budget(case: Case) -> None:
     except (CastError, Raised) as error:
         case.run(torch.float32)
         raise NotApplicable(f"the layer runs in float32 and does not take bfloat16: {error}") from error
-    _assert_budget(out, _reference(case, torch.bfloat16), 2, "bfloat16 output")
+    _assert_budget(out, float64_reference(case, torch.bfloat16), 2, "bfloat16 output")
 
 
 class _Float64Inside(TorchDispatchMode):
@@ -75,7 +75,7 @@ class _Float64Inside(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     """The float64 output, outputs that are honestly rounded, and the absolute error that rounding explains."""
 
     output: Tensor
@@ -83,7 +83,7 @@ class _Reference:
     budget: float
 
 
-def _reference(case: Case, dtype: torch.dtype) -> _Reference:
+def float64_reference(case: Case, dtype: torch.dtype) -> Reference:
     """The reference for parameters and input rounded to ``dtype``.
 
     Buffers are not rounded: a table of positions or slopes that loses its precision is a fault.
@@ -91,17 +91,17 @@ def _reference(case: Case, dtype: torch.dtype) -> _Reference:
     if case.precise != torch.float64:
         raise NotApplicable("the layer does not take float64, so that it has no reference")
     x = case.input(torch.float64, drawn_as=dtype)
-    output, scale = _call_float64(case, _rounded(case, dtype), x)
+    output, scale = _call_float64(case, rounded_layer(case, dtype), x)
     honest = []
     for draw in range(3):
         generator = case.generator(20 + draw)
         near = _spread(x, dtype, generator)
-        honest.append(_call_float64(case, _rounded(case, dtype, generator), near)[0].to(dtype))
+        honest.append(_call_float64(case, rounded_layer(case, dtype, generator), near)[0].to(dtype))
     budget = max(error_budget(output, low) for low in honest) + 2 * torch.finfo(dtype).eps * scale
-    return _Reference(output, honest, budget)
+    return Reference(output, honest, budget)
 
 
-def _rounded(case: Case, dtype: torch.dtype, generator: torch.Generator | None = None) -> Layer:
+def rounded_layer(case: Case, dtype: torch.dtype, generator: torch.Generator | None = None) -> Layer:
     layer = case.layer(torch.float64)
     if isinstance(layer, torch.nn.Module):
         with torch.no_grad():
@@ -128,7 +128,7 @@ def _call_float64(case: Case, layer: Layer, x: Tensor) -> tuple[Tensor, float]:
     return out.to(torch.float64), mode.scale
 
 
-def _assert_budget(out: Tensor, reference: _Reference, factor: int, what: str) -> None:
+def _assert_budget(out: Tensor, reference: Reference, factor: int, what: str) -> None:
     dtype = reference.honest[0].dtype
     if out.dtype != dtype:
         raise Violation(f"{what}: expected dtype {dtype}, got {out.dtype}")
