@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "empty_row": ("zero", "mean", "nan", None),
     "gate_sees": ("token", "prefix", "window", None),
     "position": ("absolute", "relative", "none", None),
+    "masked_values": ("finite", "any"),
     "memory": ("linear", "quadratic", None),
     "gate_monotone_in": ("norm", None),
 }
@@ -65,6 +66,8 @@ class Traits:
         mask: forms of mask that it takes after its inputs: ``"boolean"`` (True = may attend) and ``"additive"`` (added
             to the logits). A layer takes only the first, (B, T), True for tokens that are not padding.
         causal: output at ``t`` depends on inputs at ``<= t`` only.
+        masked_values: what may stand at masked keys and at padding without reaching the output: ``"finite"`` numbers,
+            or ``"any"``, NaN and infinities included, which a weight of 0 alone does not stop.
         alignment: which query meets which key where L != S: ``"upper-left"`` (query i stands at key i) or
             ``"lower-right"`` (the last query stands at the last key).
         window: number of keys that a query may see, itself included; ``None`` for all. In an image, the side of the
@@ -89,6 +92,7 @@ class Traits:
     domain: str = "sequence"
     causal: bool = False
     mask: tuple[str, ...] = ()
+    masked_values: str = "finite"
     alignment: str | None = None
     window: int | None = None
     shift: int = 0

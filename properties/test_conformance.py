@@ -21,7 +21,7 @@ from biases.positions.theta_shift import ThetaShift
 from biases.testing import Traits, kinds, parametrize_with_properties
 from biases.traits import Decay
 
-ROW = Traits(mask=("boolean",), normalisation="row", empty_row="zero", memory="linear")
+ROW = Traits(mask=("boolean",), masked_values="any", normalisation="row", empty_row="zero", memory="linear")
 CAUSAL = ROW.but(causal=True, alignment="upper-left")
 BACKENDS = ("fused", "dense", "reference")
 
@@ -131,6 +131,7 @@ SUBJECTS = {
     "attend-retention": operator(
         Traits(
             mask=("boolean",),
+            masked_values="any",
             causal=True,
             alignment="upper-left",
             normalisation="none",
@@ -144,7 +145,14 @@ SUBJECTS = {
         alignment="upper-left",
     ),
     "attend-sigmoid": operator(
-        Traits(mask=("boolean",), normalisation="none", empty_row="zero", position="none", memory="linear"),
+        Traits(
+            mask=("boolean",),
+            masked_values="any",
+            normalisation="none",
+            empty_row="zero",
+            position="none",
+            memory="linear",
+        ),
         weights="sigmoid",
     ),
     "alibi": kinds.bias(dense_alibi, PAST.but(decay=Decay("linear", "past", "logits", "alibi"))),

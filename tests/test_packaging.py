@@ -21,7 +21,7 @@ OPTIONAL = ("asv", "hypothesis", "jinja2", "plotly", "pytest", "ray", "rich", "s
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the
 # public names of the whole package, as a user does.
 ROWS = {
-    **dict.fromkeys(("_checks", "_files", "traits", "registry"), 0),
+    **dict.fromkeys(("_checks", "_files", "_memory", "traits", "registry"), 0),
     "backends": 1,
     **dict.fromkeys(("attention", "positions", "decays", "gates", "windows"), 2),
     "layers": 3,

@@ -86,6 +86,7 @@ class ALiBi(LinearTerm):
     traits=Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         decay=Decay("linear", "past", "logits"),
@@ -107,6 +108,7 @@ def alibi(dim: int, heads: int, *, rule: str = "press") -> dict[str, object]:
     traits=Traits(
         causal=False,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         decay=Decay("linear", "absolute", "logits"),

@@ -90,6 +90,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, scale: float | None) 
     traits=Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="none",
         empty_row="zero",
         decay=Decay("exponential", "past", "state"),

@@ -160,6 +160,7 @@ def energy_traits(options: Mapping[str, Any]) -> Traits:
     return Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         gate_range=(0.0, 1.0),

@@ -82,6 +82,7 @@ def _traits(granularity: str) -> Traits:
     return Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         gate_range=(0.0, 1.0),

@@ -36,6 +36,7 @@ class ValueGate(nn.Module):
     traits=Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         gate_sees="token",

@@ -77,6 +77,7 @@ def _traits(options: Mapping[str, Any]) -> Traits:
     return Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         position="relative",

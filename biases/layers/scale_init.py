@@ -42,6 +42,7 @@ def initialise_by_scale(layer: SelfAttention) -> None:
     traits=Traits(
         causal=True,
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         position="none",

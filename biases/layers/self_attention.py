@@ -168,6 +168,7 @@ def _module(slot: str, component: nn.Module | None) -> nn.Module | None:
     traits=lambda options: Traits(
         causal=options["causal"],
         mask=("boolean",),
+        masked_values="any",
         normalisation="row",
         empty_row="zero",
         position="none",

@@ -114,15 +114,18 @@ class Case:
         x = self.tensor(self.shape, source)
         return x.to(dtype) if source != dtype else x
 
-    def invoke(self, layer: Layer, *inputs: Any, grad: bool = False, **keywords: Any) -> Any:
+    def invoke(self, layer: Layer, *inputs: Any, grad: bool = False, as_laid_out: bool = False, **keywords: Any) -> Any:
         """Call anything of the subject's, without gradients unless asked.
+
+        Slices are made contiguous unless asked otherwise: that strides do not matter is a promise of its own.
 
         Raises:
             Violation: it raised (Raised), or returned what cannot be seen as a layer's output.
         """
         with torch.set_grad_enabled(grad):
+            given = inputs if as_laid_out else [x.contiguous() if isinstance(x, Tensor) else x for x in inputs]
             try:
-                return layer(*inputs, **keywords)
+                return layer(*given, **keywords)
             except Misfit as error:
                 raise Violation(str(error)) from error
             except Exception as error:
@@ -131,14 +134,14 @@ class Case:
                 what = f"the {self.subject.kind} raised on an input of shape {forms}"
                 raise Raised(f"{what}: {told(error)}") from error
 
-    def call(self, layer: Layer, x: Tensor, *, grad: bool = False) -> Tensor:
+    def call(self, layer: Layer, x: Tensor, *, grad: bool = False, as_laid_out: bool = False) -> Tensor:
         """Call the layer, and check the form of the result.
 
         Raises:
             Violation: the layer raised (Raised), or returned something else than a floating tensor of the shape of
                 ``x``.
         """
-        return self.check_form(self.invoke(layer, x, grad=grad), x)
+        return self.check_form(self.invoke(layer, x, grad=grad, as_laid_out=as_laid_out), x)
 
     def check_form(self, out: Any, like: Tensor) -> Tensor:
         """``out``, where it is a floating tensor of the shape of ``like``.

@@ -265,7 +265,9 @@ class _Run:
         if reason is not None:
             return replace(base, status="not_applicable", message=reason)
         search = Search(self.subject, prop, time.perf_counter() + self.deadline)
-        limit = max(_SHORT / 2 ** (self.hung - 1), _LEAST) if self.hung else self.deadline + (_SLOW_GRACE if prop.slow else _GRACE)
+        limit = self.deadline + (_SLOW_GRACE if prop.slow else _GRACE)
+        if self.hung:
+            limit = max(_SHORT / 2 ** (self.hung - 1), _LEAST)
         count = min(self.max_examples, _SLOW_EXAMPLES) if prop.slow else self.max_examples
         search.run(count, self.seed, self.widths, limit)
         if search.hung:

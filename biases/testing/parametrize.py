@@ -27,7 +27,7 @@ def parametrize_with_properties(
         def test_conformance(check):
             check()
 
-    A property that does not apply is skipped with its reason. A known failure is strict: it is an expected failure
+    Properties of other kinds of subject are left out; one that does not apply is skipped with its reason. A known failure is strict: it is an expected failure
     where it fails, and fails the test where it passes or does not apply.
 
     The plug-in of this package adds options of pytest (``--biases-profile`` and others, see ``pytest --help``) that
@@ -56,8 +56,15 @@ def parametrize_with_properties(
         pytest.param(_Check(name, entry, each, known.get(name, {}).get(each), options), id=f"{name}-{each}")
         for name, entry in subjects.items()
         for each in PROPERTIES
+        if _fits(entry, each, options) or each in known.get(name, {})
     ]
     return pytest.mark.parametrize("check", cases)
+
+
+def _fits(entry: Entry, each: str, options: Mapping[str, Any]) -> bool:
+    """Whether the property is one of this kind of subject; those of other kinds are not listed."""
+    factory = entry[0] if isinstance(entry, tuple) else entry
+    return (options.get("kind") or getattr(factory, "kind", "layer")) in PROPERTIES[each].kinds
 
 
 class _Check:

@@ -37,11 +37,11 @@ def run_example(subject: Subject, prop: Property, example: Mapping[str, Any]) ->
         try:
             prop.check(Case(subject, example))
         except AssertionError as error:
-            raise AssertionError(_message(prop, example, str(error))) from error
+            raise AssertionError(_message(prop, subject.kind, example, str(error))) from error
 
 
-def _message(prop: Property, example: Mapping[str, Any], detail: str) -> str:
-    because = prop.trait or "every attention layer must"
+def _message(prop: Property, kind: str, example: Mapping[str, Any], detail: str) -> str:
+    because = prop.trait or f"every {'attention layer' if kind == 'layer' else kind} must"
     return f"{prop.name}: {prop.promise}\n{detail}\nexample: {_drawn(example)}\nchecked because: {because}"
 
 

@@ -31,7 +31,9 @@ REGIMES = (
     "large",
     "non-contiguous",
 )
-MODERATE = tuple(regime for regime in REGIMES if regime != "large")
+# Values alone: that strides do not matter is a promise of its own.
+VALUES = tuple(regime for regime in REGIMES if regime != "non-contiguous")
+MODERATE = tuple(regime for regime in VALUES if regime != "large")
 WIDTHS = ((16, 2), (16, 1), (24, 3), (32, 4))
 PARAMETERS = ("initial", "moved")
 
@@ -82,7 +84,7 @@ def examples(
     max_length: int = 12,
     min_batch: int = 1,
     min_length: int = 1,
-    among: Sequence[str] = REGIMES,
+    among: Sequence[str] = VALUES,
     cut: bool = False,
     keys: bool = False,
     domain: str = "sequence",

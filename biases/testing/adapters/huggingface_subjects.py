@@ -88,8 +88,13 @@ swin = huggingface.swin(WINDOW)
 swin_shifted = huggingface.swin(WINDOW, WINDOW // 2)
 
 _CONV1D = "Conv1D calls view on its input, which raises where that is not contiguous"
-_OF_GPT2 = {"noncontiguous-input": _CONV1D, "prefix-consistency": _CONV1D}
-_KNOWN_FAILURES = {"gpt2": _OF_GPT2, "gpt2_decoding": _OF_GPT2}
+_OF_GPT2 = {"noncontiguous-input": _CONV1D}
+_KNOWN_FAILURES = {
+    "gpt2": _OF_GPT2,
+    "gpt2_decoding": _OF_GPT2,
+    "llama_rotary": {"dtype-cast-keeps-positions": "inv_freq is a buffer, which a cast of the module rounds"},
+    "falcon_slopes": {"slopes-reference": "the slopes are rounded to bfloat16"},
+}
 
 
 def _named() -> dict[str, Adapter]:

@@ -164,7 +164,10 @@ sdpa_lower_right = operator(_sdpa_lower_right, traits=_CAUSAL.but(alignment="low
 )
 
 mha = multihead().named("pytorch", "mha")
-mha_weights = multihead(need_weights=True).named("pytorch", "mha_weights")
+_PADDED = "an example that is all padding: its softmax over nothing is NaN, where need_weights=False gives zeros"
+mha_weights = multihead(need_weights=True).named(
+    "pytorch", "mha_weights", known_failures={"full-padding-finite": _PADDED}
+)
 mha_causal = multihead(causal=True).named("pytorch", "mha_causal")
 encoder_layer = encoder().named("pytorch", "encoder_layer")
 encoder_layer_causal = encoder(causal=True).named("pytorch", "encoder_layer_causal")

@@ -93,7 +93,8 @@ def block(
 WINDOW = 4
 
 plain = attention().named("timm", "plain")
-plain_unfused = attention(fused=False).named("timm", "plain_unfused")
+_PADDED = "an example that is all padding: its softmax over nothing is NaN, where the fused form gives zeros"
+plain_unfused = attention(fused=False).named("timm", "plain_unfused", known_failures={"full-padding-finite": _PADDED})
 causal = attention(causal=True).named("timm", "causal")
 gated = attention(gated=True, traits=attention().traits.but(normalisation=None)).named("timm", "gated")
 swin = block(WINDOW).named("timm", "swin")

@@ -14,6 +14,7 @@ from biases.traits import Traits
 
 BOTH = ("boolean", "additive")
 PLAIN = Traits(
+    masked_values="any",
     mask=BOTH,
     normalisation="row",
     empty_row="zero",

@@ -11,7 +11,7 @@ from biases.testing.mutants.base import mutant, sound
 from biases.testing.mutants.layers import Plain
 from biases.traits import Traits
 
-PADDED = Traits(mask=("boolean",), equivariant_to=("permutation",))
+PADDED = Traits(mask=("boolean",), masked_values="any", equivariant_to=("permutation",))
 
 
 @sound("padded", PADDED)
@@ -21,6 +21,8 @@ class Padded(Plain):
     causal = False
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        if x.ndim != 3:
+            raise ValueError(f"x: expected shape (B, T, C), got {tuple(x.shape)}")
         if keep is None:
             keep = x.new_ones(x.shape[:2], dtype=torch.bool)
         q, k, v = self.qkv(self.centred(x, keep)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -105,13 +107,15 @@ def run_mutants(
     slow = slow or names is not None
     rows: list[Row] = []
     threads = torch.get_num_threads()
-    # The tensors are far too small for threads to pay.
-    torch.set_num_threads(1)
     try:
-        for subject in chosen:
-            rows.append(_row(subject, asked, max_examples, seed, slow))
-            if progress is not None:
-                progress(len(rows), len(chosen), rows[-1])
+        # The tensors are far too small for threads to pay, and what faulty subjects make torch warn of is no news.
+        torch.set_num_threads(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for subject in chosen:
+                rows.append(_row(subject, asked, max_examples, seed, slow))
+                if progress is not None:
+                    progress(len(rows), len(chosen), rows[-1])
     finally:
         torch.set_num_threads(threads)
     return rows
@@ -137,7 +141,10 @@ def plan(
     known: dict[str, Sound] = {**SOUND, **MUTANTS}
     listed = list(known) if names is None else list(names)
     for each in listed:
-        one_of("mutant", each, known)
+        if each not in known:
+            near = " or ".join(map(repr, difflib.get_close_matches(each, known)))
+            hint = f" (did you mean {near}?)" if near else ""
+            fail("mutant", f"one of the {len(known)} that `biases mutants` prints", f"{each!r}{hint}")
     asked = None if properties is None else list(properties)
     if asked is not None and not asked:
         fail("properties", "at least one", "none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from biases.testing.mutants.run import Row, plan, run_mutants
 
@@ -10,8 +10,8 @@ _NAMES = 3
 
 
 def follow(
-    names: Iterable[str] | None,
-    properties: Iterable[str] | None,
+    names: Sequence[str] | None,
+    properties: Sequence[str] | None,
     max_examples: int = 25,
     seed: int = 0,
     slow: bool = False,
@@ -21,7 +21,7 @@ def follow(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     # Bad arguments are to raise before a bar is drawn.
-    chosen, asked = plan(names, properties, max_examples)
+    plan(names, properties, max_examples)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("mutants", total=None)
@@ -29,9 +29,7 @@ def follow(
         def advance(done: int, total: int, row: Row) -> None:
             bars.update(task, completed=done, total=total, description=row.name)
 
-        return run_mutants(
-            None if names is None else [each.name for each in chosen], asked, max_examples, seed, advance, slow
-        )
+        return run_mutants(names, properties, max_examples, seed, advance, slow)
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -65,7 +63,8 @@ def show(rows: Sequence[Row]) -> None:
             f"{left} more were not put to that property: it takes seconds an example (--slow), or others were asked"
         )
     passed = sum(row.well for row in sound)
-    console.print(f"{passed} of {len(sound)} sound subjects passed all that they were put to")
+    if sound:
+        console.print(f"{passed} of {len(sound)} sound subjects passed all that they were put to")
 
 
 def _by(row: Row) -> str:

@@ -27,7 +27,9 @@ _MASKS = ("none", "some pairs", "a row of nothing", "nothing")
 
 def _drawn(traits: Traits) -> dict[str, Any]:
     longest = min(70, traits.max_length or 70)
-    choices = {"masked": _MASKS if traits.mask else _MASKS[:1], "lengths": ("as drawn", "equal")}
+    # What comes of a query without a key is a promise only where it is declared.
+    masks = _MASKS[:1] if not traits.mask else _MASKS if traits.empty_row else _MASKS[:2]
+    choices = {"masked": masks, "lengths": ("as drawn", "equal")}
     return {"among": MODERATE, "max_batch": 2, "max_length": longest, "keys": True, "choices": choices}
 
 

@@ -24,6 +24,7 @@ from biases.testing.properties.operands import (
     slack,
     support,
 )
+from biases.testing.properties.padding import any_value_masked
 from biases.testing.strategies import MODERATE
 from biases.testing.subject import Violation
 from biases.traits import Traits
@@ -77,11 +78,16 @@ def masked_key_independence(case: Case) -> None:
     assert_tolerance(got, expected, tolerance=tolerance, what=what, nan_equal=True)
 
 
+def no_boolean_mask(traits: Traits) -> str | None:
+    """Why the operator takes no boolean mask; ``None`` where it does."""
+    return None if "boolean" in traits.mask else "Traits.mask lacks 'boolean'"
+
+
 @promises(
     "masked-nan-independence",
     "NaN and infinities in the key and the value of a padded token do not reach any output.",
-    trait="Traits.mask has 'boolean'",
-    reason=lambda traits: None if "boolean" in traits.mask else "Traits.mask lacks 'boolean'",
+    trait="Traits.mask has 'boolean', and Traits.masked_values is 'any'",
+    reason=lambda traits: no_boolean_mask(traits) or any_value_masked(traits),
     kinds=OPERATOR,
     among=MODERATE,
     keys=True,

@@ -28,6 +28,11 @@ def no_padding(traits: Traits) -> str | None:
     return None if "boolean" in traits.mask else "it needs a layer that takes padding, and 'boolean' not in Traits.mask"
 
 
+def any_value_masked(traits: Traits) -> str | None:
+    """Why nothing but finite numbers may stand at masked keys and at padding; ``None`` where anything may."""
+    return None if traits.masked_values == "any" else f"Traits.masked_values is {traits.masked_values!r}"
+
+
 _OF: dict[str, Any] = {"trait": TRAIT, "reason": no_padding, "kinds": ("layer",), "domains": ("sequence",)}
 
 
@@ -49,7 +54,10 @@ def padding_independence(case: Case) -> None:
 @promises(
     "padding-nan-independence",
     "A NaN or an infinity at padding does not reach the tokens that count.",
-    **_OF,
+    trait=f"{TRAIT}, and Traits.masked_values is 'any'",
+    reason=lambda traits: no_padding(traits) or any_value_masked(traits),
+    kinds=("layer",),
+    domains=("sequence",),
     min_length=2,
     among=MODERATE,
     choices={"padding": _PLACES, "value": ("nan", "inf")},

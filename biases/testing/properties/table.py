@@ -1,4 +1,4 @@
-"""The table of the properties, in Markdown: ``python -m biases.testing.properties.table FILE`` writes it into a file."""
+"""The table of the properties, in Markdown: ``python -m biases.testing.properties.table FILE`` fills it in."""
 
 from __future__ import annotations
 
