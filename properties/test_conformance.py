@@ -21,6 +21,7 @@ from biases.positions.theta_shift import ThetaShift
 from biases.testing import Traits, kinds, parametrize_with_properties
 from biases.traits import Decay
 
+CONTEXT = 256
 ROW = Traits(mask=("boolean",), masked_values="any", normalisation="row", empty_row="zero", memory="linear")
 CAUSAL = ROW.but(causal=True, alignment="upper-left")
 BACKENDS = ("fused", "dense", "reference")
@@ -95,7 +96,7 @@ def output_gate(dim: int, heads: int) -> Any:
 
 def table(name: str, head_dim: int) -> Any:
     """An absolute position at the given positions, as if it were added to a head."""
-    module = position(name, head_dim, context=256, heads=1)["embedding"]
+    module = position(name, head_dim, context=CONTEXT, heads=1)["embedding"]
 
     def encode(x: Tensor, positions: Tensor) -> Tensor:
         length = int(positions.max()) + 1
@@ -167,7 +168,8 @@ SUBJECTS = {
     "rotary": kinds.encoding(rotary, RELATIVE),
     "theta-shift": kinds.encoding(theta_shift, RELATIVE),
     "sinusoidal": kinds.encoding(partial(table, "sinusoidal"), Traits(position="absolute")),
-    "mope-free": kinds.encoding(partial(table, "mope-free"), Traits(position="absolute")),
+    # Beyond its context the envelopes of MoPE are numerically zero, and positions alike.
+    "mope-free": kinds.encoding(partial(table, "mope-free"), Traits(position="absolute", max_length=CONTEXT)),
 }
 
 

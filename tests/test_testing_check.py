@@ -346,7 +346,7 @@ def test_properties_state_their_promise() -> None:
         assert isinstance(prop, Property)
         assert name == prop.name == name.lower().replace(" ", "-")
         assert prop.promise.endswith(".")
-        assert prop.applies(CAUSAL) is None or prop.trait is not None
+        assert prop.applies(CAUSAL, prop.kinds[0]) is None or prop.trait is not None
 
 
 def test_the_battery_needs_neither_the_zoo_nor_hypothesis_to_be_imported() -> None:

@@ -216,8 +216,9 @@ RIGHT: dict[str, tuple[Callable[..., Tensor], Traits, set[str]]] = {
         Traits(normalisation="row", alignment="upper-left", decay=Decay("linear", "absolute", "logits", "alibi")),
         set(),
     ),
-    "lowest": (lowest, BOOLEAN.but(empty_row="mean"), {"masked-nan-independence"}),
-    "sdpa": (sdpa, BOOLEAN.but(mask=("boolean", "additive"), empty_row="zero"), {"masked-nan-independence"}),
+    "lowest": (lowest, BOOLEAN.but(empty_row="mean"), set()),
+    "lowest-of-any": (lowest, BOOLEAN.but(empty_row="mean", masked_values="any"), {"masked-nan-independence"}),
+    "sdpa": (sdpa, BOOLEAN.but(mask=("boolean", "additive"), empty_row="zero"), set()),
     "ours": (ours, BOOLEAN.but(causal=True, alignment="lower-right", empty_row="zero"), set()),
 }
 

@@ -190,8 +190,10 @@ def one(make_layer, name: str, **arguments) -> Result:
 
 def test_a_backward_that_raises_fails_the_promises_about_gradients_only() -> None:
     results = results_of(RaisingBackward)
-    assert ending_in(results, "failed", "error") == {"finite-gradient", "future-gradient"}
-    for name in ("finite-gradient", "future-gradient"):
+    about_gradients = {"finite-gradient", "future-gradient", "gradient-is-derivative", "noncontiguous-gradient"}
+    about_gradients |= {"long-input-finite"}
+    assert ending_in(results, "failed", "error") == about_gradients
+    for name in about_gradients:
         assert results[name].status == "failed"
         assert "the backward pass raised TypeError: no gradient kernel" in results[name].message
         assert results[name].reproduce

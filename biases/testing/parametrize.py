@@ -27,8 +27,8 @@ def parametrize_with_properties(
         def test_conformance(check):
             check()
 
-    Properties of other kinds of subject are left out; one that does not apply is skipped with its reason. A known failure is strict: it is an expected failure
-    where it fails, and fails the test where it passes or does not apply.
+    Properties of other kinds of subject are left out; one that does not apply is skipped with its reason. A known
+    failure is strict: it is an expected failure where it fails, and fails the test where it passes or does not apply.
 
     The plug-in of this package adds options of pytest (``--biases-profile`` and others, see ``pytest --help``) that
     stand for arguments not given here, and a summary; a subject of which nothing ran makes the session exit with 3.

@@ -68,7 +68,7 @@ whisper_decoder = huggingface.attention(
 _DECODING = Traits(causal=True)
 llama_decoding = huggingface.decoder(*_LLAMA, traits=_DECODING)
 mistral_decoding = huggingface.decoder(*_MISTRAL, traits=_DECODING.but(window=WINDOW))
-gpt2_decoding = huggingface.decoder(*_GPT2, traits=_DECODING)
+gpt2_decoding = huggingface.decoder(*_GPT2, traits=_DECODING.but(training_differs=True))
 bloom_decoding = huggingface.decoder(
     *_model("bloom", "BloomAttention", "BloomConfig"), traits=_DECODING, implementation="eager"
 )

@@ -98,7 +98,10 @@ plain_unfused = attention(fused=False).named("timm", "plain_unfused", known_fail
 causal = attention(causal=True).named("timm", "causal")
 gated = attention(gated=True, traits=attention().traits.but(normalisation=None)).named("timm", "gated")
 swin = block(WINDOW).named("timm", "swin")
-swin_shifted = block(WINDOW, WINDOW // 2).named("timm", "swin_shifted")
+_PADDED_LATE = "the map is padded after the roll and the mask made for it before: opposite borders meet"
+swin_shifted = block(WINDOW, WINDOW // 2).named(
+    "timm", "swin_shifted", known_failures={"receptive-field": _PADDED_LATE}
+)
 
 plain.forms = {"unfused": plain_unfused}
 

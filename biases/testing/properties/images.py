@@ -103,7 +103,7 @@ def map_layout(case: Case) -> None:
     raw = case.raw(case.precise)
     on_map = x.unflatten(1, case.grid).contiguous()
     out = _map_output(case, raw, on_map)
-    got = _map_output(case, raw, _laid_out(on_map, case.example["layout"]))
+    got = _map_output(case, raw, _laid_out(on_map, case.example["layout"]), as_laid_out=True)
     what = f"output for a map laid out {_HOW[case.example['layout']]}"
     assert_alike(case, case.layer(case.precise), x, out, (got, out), what)
 
@@ -115,8 +115,8 @@ _HOW = {
 }
 
 
-def _map_output(case: Case, raw: Layer, on_map: Tensor) -> Tensor:
-    return case.check_form(case.invoke(raw, on_map), on_map).flatten(1, 2)
+def _map_output(case: Case, raw: Layer, on_map: Tensor, *, as_laid_out: bool = False) -> Tensor:
+    return case.check_form(case.invoke(raw, on_map, as_laid_out=as_laid_out), on_map).flatten(1, 2)
 
 
 def _laid_out(on_map: Tensor, layout: str) -> Tensor:

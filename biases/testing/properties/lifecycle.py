@@ -50,7 +50,7 @@ def deepcopy_agreement(case: Case) -> None:
     try:
         copied = copy.deepcopy(layer)
     except Exception as error:
-        raise Violation(f"copy.deepcopy raised {told(error)}") from error
+        raise NotApplicable(f"the layer cannot be copied: copy.deepcopy raised {told(error)}") from error
     out = case.call(layer, x)
     assert_alike(case, layer, x, out, (case.call(copied, x), out), "output of the copy")
     untouched = case.module(case.precise)
@@ -96,14 +96,15 @@ def _uncast(case: Case) -> torch.nn.Module:
         raise NotApplicable(f"the {case.subject.kind} is not a torch.nn.Module")
     if case.example["parameters"] == "moved":
         move_parameters(raw, case.example["seed"])
-    seen = case.subject.seen_as_layer(raw.to(case.device), case.heads, case.grid)
+    placed = raw if case.device.type == "cpu" else raw.to(case.device)
+    seen = case.subject.seen_as_layer(placed, case.heads, case.grid)
     assert isinstance(seen, torch.nn.Module)
     return seen
 
 
 @promises(
     "state-unchanged",
-    "In evaluation mode, a call changes nothing that the layer saves.",
+    "In evaluation mode, a call changes no parameter and no buffer.",
     among=MODERATE,
 )
 def state_unchanged(case: Case) -> None:
@@ -114,14 +115,16 @@ def state_unchanged(case: Case) -> None:
     case.call(layer, case.normal(x))
     after = _state(layer)
     if missing := before.keys() ^ after.keys():
-        raise Violation(f"state_dict after two calls: expected the same names, got a change in {sorted(missing)}")
+        raise Violation(
+            f"parameters and buffers after two calls: expected the same names, got a change in {sorted(missing)}"
+        )
     for name, value in before.items():
         assert_same(after[name], value, f"{name} after two calls")
 
 
 def _state(layer: torch.nn.Module) -> dict[str, Tensor]:
-    state = layer.state_dict()
-    return {name: each.detach().clone() for name, each in state.items() if isinstance(each, Tensor)}
+    named = (*layer.named_parameters(), *layer.named_buffers())
+    return {name: each.detach().clone() for name, each in named}
 
 
 @promises(
@@ -154,8 +157,12 @@ def grad_mode_agreement(case: Case) -> None:
     among=("normal",),
 )
 def device_moves(case: Case) -> None:
-    """Tried on the meta device, which every machine has: it computes nothing, but refuses to mix devices."""
-    layer, x, _ = case.run(case.single)
+    """Tried on the meta device, which every machine has: it computes nothing, but refuses to mix devices.
+
+    What is no module cannot be moved, and may have been made for one device.
+    """
+    layer, x = case.module(case.single), case.input(case.single)
+    case.call(layer, x)
     try:
         moved = _moved(layer, torch.device("meta"))
         with torch.device("cpu"):
