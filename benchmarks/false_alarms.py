@@ -47,7 +47,7 @@ def main() -> int:
     options = parser.parse_args()
     names = chosen(options.subjects)
     seeds = drawn_seeds(options.random_seeds) if options.random_seeds else options.seeds
-    cells = [(name, seed) for seed in seeds for name in names]
+    cells = [(name, seed) for name in names for seed in seeds]
     folder = options.out / f"examples-{options.examples}"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

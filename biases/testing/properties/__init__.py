@@ -28,31 +28,38 @@ from biases.testing.properties import (
 )
 from biases.testing.properties.base import PROPERTIES, Property
 
-__all__ = [
-    "PROPERTIES",
-    "Property",
-    "bias_symmetry",
-    "causality",
-    "decoding",
-    "encoding_precision",
-    "encodings",
-    "execution",
-    "forms",
-    "gates",
-    "generators",
-    "gradients",
-    "images",
-    "independence",
-    "interface",
-    "length",
-    "lifecycle",
-    "locality",
-    "mask_forms",
-    "masking",
-    "operators",
-    "padding",
-    "precision",
-    "slopes",
-    "support",
-    "symmetry",
-]
+# The order in which they are checked and listed: the surface first, what only some kinds promise last.
+FAMILIES = (
+    interface,
+    independence,
+    lifecycle,
+    precision,
+    gradients,
+    execution,
+    length,
+    forms,
+    causality,
+    padding,
+    support,
+    symmetry,
+    images,
+    operators,
+    masking,
+    mask_forms,
+    encodings,
+    encoding_precision,
+    decoding,
+    slopes,
+    generators,
+    locality,
+    bias_symmetry,
+    gates,
+)
+_ENTERED = dict(PROPERTIES)
+PROPERTIES.clear()
+for _family in FAMILIES:
+    PROPERTIES.update({n: each for n, each in _ENTERED.items() if each.check.__module__ == _family.__name__})
+if left := _ENTERED.keys() - PROPERTIES.keys():
+    raise ImportError(f"expected every module of properties among FAMILIES, not those of {sorted(left)}")
+
+__all__ = ["FAMILIES", "PROPERTIES", "Property"]
