@@ -43,6 +43,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
 
     make_layer.__name__ = name
     make_layer.traits = variant.traits  # type: ignore[attr-defined]
+    make_layer.how_to_build = how_to_build(name)  # type: ignore[attr-defined]
     return make_layer
 
 

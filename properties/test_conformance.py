@@ -1,7 +1,4 @@
-"""The battery on the parts of this package that are no layers: operators, biases, slopes, gates, encodings, states.
-
-Layers are put to it through the zoo (`biases check all`, tests/test_zoo_battery.py).
-"""
+"""The battery on this package itself: the layers of the zoo, and the operators, biases, slopes, gates and encodings."""
 
 from __future__ import annotations
 
@@ -175,6 +172,15 @@ SUBJECTS = {
 
 @parametrize_with_properties(SUBJECTS, max_examples=15)
 def test_conformance(check: Callable[[], None]) -> None:
+    check()
+
+
+LAYERS = {name: zoo.factory(name) for name in zoo.names("layer")}
+KNOWN_FAILURES = {name: zoo.get(name).known_failures for name in LAYERS if zoo.get(name).known_failures}
+
+
+@parametrize_with_properties(LAYERS, known_failures=KNOWN_FAILURES, max_examples=8)
+def test_layers_of_the_zoo(check: Callable[[], None]) -> None:
     check()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from biases.testing.adapters.adapter import how_to_install
 from biases.testing.properties import table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,7 +26,7 @@ def test_code_runs(block: str, tmp_path: Path) -> None:
     """In an empty folder, as a reader would paste it."""
     for package in ("timm", "transformers", "x_transformers"):
         if re.search(rf"^(from|import) {package}\b", block, re.M) and importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install 'attention-biases[peers]'")
+            pytest.skip(f"{package} is not installed: {how_to_install(package)}")
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from biases.testing import Traits, check_attention, kinds
 from biases.testing.adapters import Adapter, catalogue, flex, huggingface, missing, peers, pytorch, timm, x_transformers
+from biases.testing.adapters.adapter import how_to_install
 
 PACKAGES = ("transformers", "timm", "x_transformers")
 OF_TORCH = ["torch-sdpa-causal", "torch-mha-causal", "torch-encoder-layer", "torch-flex-window"]
@@ -21,9 +22,7 @@ FEW = ("shape-dtype-device", "finite-gradient", "deterministic", "future-indepen
 
 
 def of_package(name: str) -> None:
-    pytest.importorskip(
-        name, reason=f"needs {name} that imports: pip install 'attention-biases[peers]'", exc_type=Exception
-    )
+    pytest.importorskip(name, reason=f"needs {name} that imports: {how_to_install(name)}", exc_type=Exception)
 
 
 def failed(factory: Adapter, **arguments: object) -> set[str]:

@@ -13,7 +13,11 @@ from typing import Any
 from biases._checks import fail
 from biases.traits import Traits
 
-EXTRA = "pip install 'attention-biases[peers]'"
+
+def how_to_install(package: str) -> str:
+    """The command that brings a package; timm stands apart, as its torchvision may bring another torch."""
+    extra = "timm" if package.partition(".")[0] == "timm" else "peers"
+    return f"pip install 'attention-biases[{extra}]'"
 
 
 class Adapter:
@@ -82,7 +86,9 @@ def fetch(what: Any) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ModuleNotFoundError(f"{module_name} is needed for this subject: {EXTRA}", name=error.name) from error
+        raise ModuleNotFoundError(
+            f"{module_name} is needed for this subject: {how_to_install(module_name)}", name=error.name
+        ) from error
     if not hasattr(module, name):
         fail(f"{module_name}", f"a version that has {name}", getattr(sys.modules[package], "__version__", "another"))
     return getattr(module, name)

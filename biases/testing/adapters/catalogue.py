@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from biases.testing.adapters import flex, huggingface_subjects, pytorch, timm, x_transformers
-from biases.testing.adapters.adapter import EXTRA, Adapter
+from biases.testing.adapters.adapter import Adapter, how_to_install
 
 SUBJECTS = {
     **pytorch.SUBJECTS,
@@ -33,7 +33,7 @@ def _reason(package: str) -> str:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name == package:
-            return f"{package} is not installed: {EXTRA}"
+            return f"{package} is not installed: {how_to_install(package)}"
         return f"{package} cannot be imported: {error}"
     except Exception as error:
         # A package that breaks when it is imported must not hide the others.
