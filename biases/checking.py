@@ -104,7 +104,10 @@ def _own(target: str, traits: list[str], kind: str | None) -> Subject:
     how = f"import {module}; make_layer = {module}.{path}"
     if kind is not None:
         one_of("--as", kind, list(kinds.KINDS))
-    if kind in (None, "layer") or getattr(found, "kind", None) == kind:
+    own = getattr(found, "kind", None)
+    if kind is not None and own not in (None, kind):
+        fail("--as", f"{own!r}, as {target!r} says of itself", repr(kind))
+    if kind in (None, "layer") or own == kind:
         return found, declared, {}, how
     found = getattr(kinds, str(kind))(found, declared)
     return found, declared, {}, f"{how}\nfrom biases.testing import kinds; make_layer = kinds.{kind}(make_layer)"
@@ -123,21 +126,38 @@ def show(results: Sequence[Result]) -> None:
     """Print a table of the subjects, then everything that went wrong, with its script."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("subject", no_wrap=True)
-    for column in ("ran", "passed", "failed", "known failure", "unexpected pass", "error", "not applicable"):
-        table.add_column(column, justify="right")
+    table.add_column("subject", overflow="fold")
+    for column in ("ran", "passed", "failed", "known", "xpassed", "error", "n/a"):
+        table.add_column(column, justify="right", no_wrap=True)
     keys = ("ran", "passed", "failed", "xfailed", "xpassed", "error", "not_applicable")
     for subject in dict.fromkeys(result.subject for result in results):
         counts = summary([result for result in results if result.subject == subject])
-        table.add_row(subject, *(str(counts[key]) for key in keys))
+        table.add_row(Text(subject), *(str(counts[key]) for key in keys))
     for result in results:
         if result.status in ("failed", "xpassed", "error"):
-            console.rule(f"{result.subject}: {result.property} {result.status}", align="left", style="red")
+            title = Text(f"{result.subject}: {result.property} {result.status}")
+            console.rule(title, align="left", style="red")
             console.print(result.message, markup=False, soft_wrap=True)
             if result.reproduce:
                 console.print("\nTo see it alone:", style="bold")
                 console.print(result.reproduce, markup=False, style="dim", soft_wrap=True)
     console.print(table)
+    for subject in dict.fromkeys(result.subject for result in results):
+        of_subject = [result for result in results if result.subject == subject]
+        if not summary(of_subject)["ran"]:
+            console.print(f"{subject}: nothing was checked", style="bold", markup=False)
+            for reason, names in _reasons(of_subject).items():
+                console.print(f"  {reason}: {', '.join(names)}", markup=False, soft_wrap=True)
+
+
+def _reasons(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Why properties do not apply, each reason with their names."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if result.status == "not_applicable":
+            reasons.setdefault(result.message, []).append(result.property)
+    return reasons

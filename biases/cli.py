@@ -67,9 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "targets", nargs="+", metavar="TARGET", help="a name of the zoo, `all` of it, `peers`, or module:factory"
     )
-    check.add_argument("--as", dest="kind", metavar="KIND", help="what module:factory is: layer, operator, mask, ...")
+    what = "the plain function that module:factory is: operator, encoding, decoder, gate, bias, slopes or mask"
+    check.add_argument("--as", dest="kind", metavar="KIND", help=what)
     check.add_argument(
-        "--trait", action="append", default=[], metavar="NAME=VALUE", help="what module:factory promises"
+        "--widths", action="append", metavar="DIM:HEADS", help="that it can be built with; may be repeated"
+    )
+    check.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of module:factory; may be repeated",
+    )
+    check.add_argument(
+        "--trait",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what module:factory promises, such as causal=true, mask=boolean, decay=linear,past,logits,alibi",
     )
     check.add_argument("--property", action="append", metavar="P", help="only this property; may be repeated")
     check.add_argument("--max-examples", type=int, default=25, metavar="N", help="inputs each (default: %(default)s)")
@@ -178,7 +193,7 @@ def check_targets(options: argparse.Namespace) -> int:
     from biases.checking import check_all, show
     from biases.testing import exit_code, summary
     from biases.testing.junit import write_junit
-    from biases.testing.targets import read_known_failures
+    from biases.testing.targets import parse_options, parse_widths, read_known_failures
 
     results = check_all(
         options.targets,
@@ -192,6 +207,8 @@ def check_targets(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         slow=options.slow,
         deadline=options.deadline,
+        widths=parse_widths(options.widths) if options.widths else None,
+        options=parse_options(options.option),
     )
     if options.junit:
         write_junit(results, options.junit)

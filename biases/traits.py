@@ -57,6 +57,10 @@ class Decay:
             fail("Decay rates", f"None, a rule among {RATES}, or numbers of at least 0", repr(self.rates))
 
 
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 @dataclass(frozen=True)
 class Traits:
     """What a layer promises.
@@ -120,13 +124,25 @@ class Traits:
             fail("Traits decay", "None or a Decay", repr(self.decay))
         for name, unit in (("window", "keys"), ("max_length", "tokens")):
             number = getattr(self, name)
-            if number is not None and (not isinstance(number, int) or number < 1):
+            if number is not None and (not _whole(number) or number < 1):
                 fail(f"Traits {name}", f"None or a number of {unit} of at least 1", repr(number))
-        if not isinstance(self.shift, int) or self.shift < 0 or (self.shift and self.window is None):
+        if not _whole(self.shift) or self.shift < 0 or (self.shift and self.window is None):
             fail("Traits shift", "0, or a number of pixels of at least 1 with a window", repr(self.shift))
         for name, choices in (("equivariant_to", EQUIVARIANCES), ("mask", MASKS)):
-            for each in getattr(self, name):
+            names = getattr(self, name)
+            if not isinstance(names, tuple | list):
+                fail(f"Traits {name}", f"a tuple of names among {choices}, as in ({choices[0]!r},)", repr(names))
+            for each in names:
                 one_of(f"Traits {name}", each, choices)
+        self._check_gate_range()
+
+    def _check_gate_range(self) -> None:
+        ends = self.gate_range
+        if ends is None:
+            return
+        pair = isinstance(ends, tuple | list) and len(ends) == 2
+        if not pair or not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
+            fail("Traits gate_range", "None or two numbers (low, high) with low < high", repr(ends))
 
     def but(self, **changes: Any) -> Traits:
         """A copy with some traits changed."""

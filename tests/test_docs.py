@@ -6,12 +6,14 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from biases.testing.adapters.adapter import how_to_install
 from biases.testing.properties import table
+from biases.traits import Traits
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = [
@@ -34,6 +36,11 @@ def test_code_runs(block: str, tmp_path: Path) -> None:
 def test_the_table_of_properties_is_up_to_date() -> None:
     text = (DOCS / "checking.md").read_text()
     assert table.generate(text) == text, "run `python -m biases.testing.properties.table docs/checking.md`"
+
+
+def test_every_trait_is_told() -> None:
+    text = (DOCS / "checking.md").read_text()
+    assert not [each.name for each in fields(Traits) if f"`{each.name}`" not in text]
 
 
 def test_missing_marks_are_an_error() -> None:

@@ -173,3 +173,114 @@ def test_a_decoder_that_returns_no_pair_is_told_so() -> None:
     (result,) = check_attention(subject, properties=["finite-output"])
     assert result.status == "failed"
     assert "the decoder returned Tensor, expected a pair (out, state)" in result.message
+
+
+class TwoStep(torch.nn.Module):
+    """A prefill and a step of one module, with parameters."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(dim, dim)
+
+    def prefill(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.out(x.cumsum(1)), x.sum(1, keepdim=True)
+
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.out(state + x), state + x
+
+
+def methods_of_a_module(dim: int, heads: int):
+    made = TwoStep(dim)
+    return made.prefill, made.step
+
+
+def closures_over_a_module(dim: int, heads: int):
+    made = TwoStep(dim)
+    return lambda x: made.prefill(x), lambda x, state: made.step(x, state)
+
+
+@pytest.mark.parametrize("make", [methods_of_a_module, closures_over_a_module])
+def test_a_pair_with_parameters_is_sound(make) -> None:
+    results = {r.property: r for r in check_attention(kinds.decoder(make, Traits(causal=True)), max_examples=FEW)}
+    assert not [r.message for r in results.values() if r.status in ("failed", "error") and "float64" not in r.message]
+    assert results["decode-agrees-with-prefill"].status == "passed"
+    found = "passed" if make is methods_of_a_module else "not_applicable"
+    assert results["deepcopy-agreement"].status == found
+
+
+@pytest.mark.parametrize("where", ["call", "build"])
+def test_leaving_the_program_is_no_way_to_pass(where: str) -> None:
+    def make_layer(dim: int, heads: int):
+        if where == "build":
+            sys.exit(0)
+
+        def layer(x: torch.Tensor) -> torch.Tensor:
+            sys.exit(0)
+
+        return layer
+
+    results = check_attention(make_layer, properties=["finite-output", "deterministic"], max_examples=2)
+    assert [r.status for r in results] == ["failed" if where == "call" else "error"] * 2
+    assert "SystemExit: 0" in results[0].message
+
+
+def test_a_module_that_leaves_the_program_is_a_bad_target(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["check", "leaves:make"]) == 2
+    assert "SystemExit" in capsys.readouterr().err
+
+
+def test_the_wrong_kind_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    target = "torch.nn.functional:scaled_dot_product_attention"
+    assert main(["check", target, "--property", "finite-output"]) == 1
+    assert "--as KIND" in capsys.readouterr().out
+
+
+def test_why_nothing_was_checked_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "standard", "--property", "slopes-range"]) == 3
+    assert "standard: nothing was checked" in (out := capsys.readouterr().out)
+    assert "it is a promise of slopes" in out
+    assert main(["check", "torch.nn:mask:x", "--property", "slopes-range"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mask=5", "Traits mask: expected one of 'boolean', 'additive'"),
+        ("gate_range=1", "Traits gate_range: expected None or two numbers"),
+        ("gate_range=1,0", "low < high"),
+        ("window=true", "Traits window: expected None or a number of keys"),
+        ("decay=linear,past", "kind,monotone_in,placement,rates"),
+        ("decay=linear,past,logits,alibbi", "did you mean 'alibi'"),
+    ],
+)
+def test_bad_traits_are_refused(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "torch.nn:Identity", "--trait", text]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_slopes_are_held_to_the_rule_that_the_command_names(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "slopes_of_mine.py").write_text(
+        "def slopes(heads):\n    return [2.0 ** -(h + 1) for h in range(heads)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["check", "slopes_of_mine:slopes", "--as", "slopes", "--trait", "decay=linear,past,logits,alibi"]
+    assert main([*arguments, "--property", "slopes-reference"]) == 1
+
+
+def test_widths_and_options_from_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "sized.py").write_text(
+        "def make(dim, heads, gain=0):\n"
+        "    assert (dim, heads, gain) == (64, 4, 2.5), (dim, heads, gain)\n"
+        "    return lambda x: gain * x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["check", "sized:make", "--property", "finite-output", "--widths", "64:4"]
+    assert main([*arguments, "--option", "gain=2.5"]) == 0
+    assert main(arguments) == 1
+    assert main(["check", "sized:make", "--widths", "64"]) == 2
+    assert "--widths: expected dim:heads" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from biases.testing.subject import (
     move_parameters,
     told,
 )
-from biases.testing.views import Misfit
+from biases.testing.views import KINDS, Misfit
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Case:
     def length(self) -> int:
         """T: tokens of the sequence, or of the map."""
         return self.grid[0] * self.grid[1] if self.grid else int(self.example["length"])
+
+    def longer(self, by: int) -> int:
+        """``by`` tokens more, or as many as the subject takes."""
+        return min(self.length + by, max(self.length, self.subject.traits.max_length or self.length + by))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,11 +132,11 @@ class Case:
                 return layer(*given, **keywords)
             except Misfit as error:
                 raise Violation(str(error)) from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 forms = "; ".join(f"{tuple(x.shape)}, {x.dtype}" for x in inputs if isinstance(x, Tensor))
-                forms = forms or ", ".join(map(str, inputs))
-                what = f"the {self.subject.kind} raised on an input of shape {forms}"
-                raise Raised(f"{what}: {told(error)}") from error
+                asked = f"an input of shape {forms}" if forms else f"({', '.join(map(str, inputs))})"
+                what = f"the {self.subject.kind} raised on {asked}"
+                raise Raised(f"{what}: {told(error)}{_hint(error, self.subject)}") from error
 
     def call(self, layer: Layer, x: Tensor, *, grad: bool = False, as_laid_out: bool = False) -> Tensor:
         """Call the layer, and check the form of the result.
@@ -174,6 +178,14 @@ class Case:
         if not isinstance(layer, torch.nn.Module):
             raise NotApplicable(f"the {self.subject.kind} is not a torch.nn.Module")
         return layer
+
+
+def _hint(error: BaseException, subject: Subject) -> str:
+    """What a wrong number of arguments suggests."""
+    if not isinstance(error, TypeError) or "argument" not in str(error):
+        return ""
+    wanted = f"{KINDS[subject.kind]}, as what make_layer(dim, heads) returns"
+    return f" (checked as a {subject.kind}: expected {wanted}; --as KIND, or kind=, says what else it is)"
 
 
 def _describe(out: object) -> str:

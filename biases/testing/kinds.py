@@ -68,24 +68,38 @@ def decoder(make: Callable[[int, int], Any], traits: Traits | None = None) -> Fa
 
     def build(dim: int, heads: int, **options: Any) -> Any:
         made = make(dim, heads, **options)
-        return _Pair(*made) if isinstance(made, tuple) else made
+        return _paired(*made) if isinstance(made, tuple) else made
 
     return _wrapped("decoder", make, traits, build)
 
 
-class _Pair(torch.nn.Module):
-    def __init__(self, prefill: Callable[..., Any], step: Callable[..., Any]) -> None:
-        super().__init__()
-        self.prefill, self.step = prefill, step
+def _paired(prefill: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
+    owner = getattr(prefill, "__self__", None)
+    if owner is getattr(step, "__self__", None) and isinstance(owner, torch.nn.Module):
+        return _Pair(owner, prefill.__name__, step.__name__)
+    return lambda x, state: _extended(prefill, step, x, state)
 
-    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        if state is None:
-            return self.prefill(x)
-        outs = []
-        for token in x.split(1, dim=1):
-            out, state = self.step(token, state)
-            outs.append(out)
-        return torch.cat(outs, dim=1), state
+
+class _Pair(torch.nn.Module):
+    """Two methods of one module, whose parameters are found here, and which is copied with them."""
+
+    def __init__(self, owner: torch.nn.Module, prefill: str, step: str) -> None:
+        super().__init__()
+        self.owner, self._names = owner, (prefill, step)
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        prefill, step = (getattr(self.owner, name) for name in self._names)
+        return _extended(prefill, step, x, state)
+
+
+def _extended(prefill: Callable[..., Any], step: Callable[..., Any], x: Tensor, state: Any) -> Any:
+    if state is None:
+        return prefill(x)
+    outs = []
+    for token in x.split(1, dim=1):
+        out, state = step(token, state)
+        outs.append(out)
+    return torch.cat(outs, dim=1), state
 
 
 def gate(make: Callable[[int, int], Any], traits: Traits | None = None) -> Factory:

@@ -1,6 +1,6 @@
 """Masks, True = may attend: builders of named kinds, and the support that traits promise.
 
-The support is written out pair by pair from the words of :class:`biases.traits.Traits`, as the thing to compare to:
+The support is written out from the words of :class:`biases.traits.Traits`, as the thing to compare to:
 
 * query ``i`` stands at key ``i`` (``"upper-left"``), or at key ``i + S - L`` (``"lower-right"``);
 * a causal query sees no key after its own place;
@@ -123,32 +123,22 @@ def expected_support(traits: Traits, first: int, second: int) -> Tensor:
     if placed and first != second and traits.alignment is None:
         fail(f"Traits alignment for L={first}, S={second}", "'upper-left' or 'lower-right'", None)
     offset = second - first if traits.alignment == "lower-right" else 0
-    return _table([[_sees(traits, i + offset, j) for j in range(second)] for i in range(first)])
+    back = torch.arange(first)[:, None] + offset - torch.arange(second)
+    seen = back >= 0 if traits.causal else torch.ones(first, second, dtype=torch.bool)
+    if traits.window is None:
+        return seen
+    return seen & (back < traits.window if traits.causal else back.abs() <= (traits.window - 1) // 2)
 
 
 @lru_cache(maxsize=256)
 def _image(traits: Traits, height: int, width: int) -> Tensor:
-    pixels = [(y, x) for y in range(height) for x in range(width)]
-    return _table([[_same_window(traits, p, q) for q in pixels] for p in pixels])
-
-
-def _table(rows: list[list[bool]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.bool)
-
-
-def _sees(traits: Traits, place: int, key: int) -> bool:
-    back = place - key
-    if traits.causal and back < 0:
-        return False
-    if traits.window is None:
-        return True
-    return back < traits.window if traits.causal else abs(back) <= (traits.window - 1) // 2
-
-
-def _same_window(traits: Traits, query: tuple[int, int], key: tuple[int, int]) -> bool:
-    if traits.causal and key > query:
-        return False
-    if traits.window is None:
-        return True
-    side, shift = traits.window, traits.shift % traits.window
-    return all((a - shift) // side == (b - shift) // side for a, b in zip(query, key, strict=True))
+    places = torch.arange(height * width)
+    seen = torch.ones(height * width, height * width, dtype=torch.bool)
+    if traits.causal:
+        seen = places <= places[:, None]
+    if traits.window is not None:
+        side, shift = traits.window, traits.shift % traits.window
+        for along in (places // width, places % width):
+            number = (along - shift).div(side, rounding_mode="floor")
+            seen = seen & (number == number[:, None])
+    return seen

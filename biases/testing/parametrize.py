@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from biases._checks import fail
+from biases._checks import fail, one_of
 from biases.testing.check import check_attention
 from biases.testing.properties import PROPERTIES
 from biases.traits import Traits
@@ -43,8 +44,15 @@ def parametrize_with_properties(
     """
     import pytest
 
+    if not isinstance(subjects, Mapping):
+        fail("subjects", "a mapping, name -> factory or (factory, traits)", type(subjects).__name__)
     if not subjects:
         fail("subjects", "at least one", "none")
+    for name, entry in subjects.items():
+        if not (callable(entry) or (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[0]))):
+            fail(f"subject {name!r}", "a factory or (factory, traits)", repr(entry))
+    for option in options:
+        one_of("argument of check_attention", option, list(inspect.signature(check_attention).parameters))
     known = {name: dict(reasons) for name, reasons in (known_failures or {}).items()}
     for name, reasons in known.items():
         if name not in subjects:

@@ -34,6 +34,7 @@ REGIMES = (
 # Values alone: that strides do not matter is a promise of its own.
 VALUES = tuple(regime for regime in REGIMES if regime != "non-contiguous")
 MODERATE = tuple(regime for regime in VALUES if regime != "large")
+MAX_LENGTH = 12
 WIDTHS = ((16, 2), (16, 1), (24, 3), (32, 4))
 PARAMETERS = ("initial", "moved")
 
@@ -81,7 +82,7 @@ def examples(
     widths: Sequence[tuple[int, int]] = WIDTHS,
     *,
     max_batch: int = 3,
-    max_length: int = 12,
+    max_length: int = MAX_LENGTH,
     min_batch: int = 1,
     min_length: int = 1,
     among: Sequence[str] = VALUES,

@@ -29,7 +29,7 @@ def load_factory(target: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever the module does when imported, it is the target that is unusable.
         fail(f"module of {target!r}", "one that can be imported from here", f"{type(error).__name__}: {error}")
     for part in path.split("."):
@@ -42,7 +42,8 @@ def load_factory(target: str) -> Callable[..., Any]:
 
 
 def parse_traits(pairs: Iterable[str], base: Traits | None = None) -> Traits:
-    """Traits from ``name=value`` texts over ``base``; a decay is ``decay=kind,monotone_in,placement``.
+    """Traits from ``name=value`` texts over ``base``; a decay is ``decay=kind,monotone_in,placement``,
+    or with its rule of rates, ``decay=linear,past,logits,alibi``; several masks or equivariances are apart by commas.
 
     Raises:
         ValueError: another form, unknown trait or value.
@@ -57,21 +58,55 @@ def parse_traits(pairs: Iterable[str], base: Traits | None = None) -> Traits:
     return (base or Traits()).but(**changes)
 
 
-def _value(name: str, text: str) -> Any:
-    if name == "decay":
-        parts = [part.strip() for part in text.split(",")]
-        if len(parts) != 3:
-            fail("trait decay", "kind,monotone_in,placement", repr(text))
-        return Decay(*parts)
-    if name == "equivariant_to":
-        return tuple(part.strip() for part in text.split(","))
-    words = {"true": True, "false": False, "none": None if name != "normalisation" and name != "position" else "none"}
-    if text.lower() in words:
-        return words[text.lower()]
+def parse_widths(texts: Iterable[str]) -> list[tuple[int, int]]:
+    """``(dim, heads)`` from ``dim:heads`` texts.
+
+    Raises:
+        ValueError: another form.
+    """
+    widths = []
+    for text in texts:
+        dim, _, heads = text.partition(":")
+        if not (dim.isdecimal() and heads.isdecimal()):
+            fail("--widths", "dim:heads, as in 64:4", repr(text))
+        widths.append((int(dim), int(heads)))
+    return widths
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Keyword arguments of a factory from ``name=value`` texts; what is no Python literal is taken as text.
+
+    Raises:
+        ValueError: another form.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = (part.strip() for part in pair.partition("="))
+        if not (name.isidentifier() and equals):
+            fail("--option", "name=value", repr(pair))
+        options[name] = _literal(text)
+    return options
+
+
+def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "decay":
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) not in (3, 4):
+            fail("trait decay", "kind,monotone_in,placement or kind,monotone_in,placement,rates", repr(text))
+        return Decay(*parts)
+    if name in ("equivariant_to", "mask") and text[0] not in "([":
+        return tuple(part.strip() for part in text.split(","))
+    words = {"true": True, "false": False, "none": None if name != "normalisation" and name != "position" else "none"}
+    if text.lower() in words:
+        return words[text.lower()]
+    return _literal(text)
 
 
 def read_known_failures(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ must satisfy is then put to each of them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,7 +84,9 @@ def split(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    h = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    # Strides come from an input that has strides, and not from the view.
+    return h.contiguous() if x.is_contiguous() else h
 
 
 def _merged(out: Any, x: Tensor) -> Any:
@@ -107,6 +110,52 @@ def _image(inner: Any, x: Tensor, grid: tuple[int, int] | None) -> Any:
     if out.shape != laid_out.shape:
         raise Misfit(f"output: expected shape (B, H, W, C) = {tuple(laid_out.shape)}, got {tuple(out.shape)}")
     return out.flatten(1, 2)
+
+
+def with_mask(kind: str, inner: Any, forms: tuple[str, ...]) -> Any:
+    """``inner``, given a mask that hides nothing where it cannot be called without one.
+
+    Args:
+        kind: ``"layer"`` or ``"operator"``; others are given back as they are.
+        inner: what the factory returned.
+        forms: ``Traits.mask``.
+    """
+    inputs = {"layer": 1, "operator": 3}.get(kind, 0)
+    if not (inputs and forms) or _required(inner) <= inputs:
+        return inner
+    if isinstance(inner, nn.Module):
+        return _Masked(inner, inputs, forms)
+    return lambda *given: inner(*given, *_hiding_nothing(given, inputs, forms))
+
+
+class _Masked(nn.Module):
+    def __init__(self, inner: nn.Module, inputs: int, forms: tuple[str, ...]) -> None:
+        super().__init__()
+        self.inner, self._inputs, self._forms = inner, inputs, forms
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.inner(*given, *_hiding_nothing(given, self._inputs, self._forms))
+
+
+def _required(inner: Any) -> int:
+    """How many positional arguments it cannot do without; 0 where that cannot be known."""
+    try:
+        parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters.values()
+    except (TypeError, ValueError):
+        return 0
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.default is each.empty and each.kind in positional for each in parameters)
+
+
+def _hiding_nothing(given: tuple[Tensor, ...], inputs: int, forms: tuple[str, ...]) -> tuple[Tensor, ...]:
+    if len(given) > inputs:
+        return ()
+    if inputs == 1:
+        return (given[0].new_ones(given[0].shape[:-1], dtype=torch.bool),)
+    shape = (given[0].shape[2], given[1].shape[2])
+    if "boolean" in forms:
+        return (given[0].new_ones(shape, dtype=torch.bool),)
+    return (given[0].new_zeros(shape),)
 
 
 def first_of_pair(returned: Any) -> Any:

@@ -4,6 +4,7 @@
 """
 
 from biases.testing.mutants import (
+    conventions,
     decoders,
     encodings,
     execution,
@@ -33,6 +34,7 @@ __all__ = [
     "Mutant",
     "Row",
     "Sound",
+    "conventions",
     "decoders",
     "encodings",
     "execution",

@@ -12,7 +12,7 @@ from torch import Tensor
 from biases._checks import fail
 from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance
-from biases.testing.strategies import examples
+from biases.testing.strategies import MAX_LENGTH, examples
 from biases.testing.subject import Layer
 from biases.testing.views import VIEWED
 from biases.traits import Traits
@@ -58,12 +58,25 @@ class Property:
             return f"it is a promise of {' and '.join(self.kinds)}, and this is of kind {kind!r}"
         if traits.domain not in self.domains:
             return f"it is a promise in the domain {self.domains[0]!r}, and Traits.domain is {traits.domain!r}"
-        return self.reason(traits)
+        reason = self.reason(traits)
+        needed, longest = self._inputs(traits).get("min_length", 1), traits.max_length
+        if reason is None and longest is not None and needed > longest:
+            return f"it needs {needed} tokens, and Traits.max_length is {longest}"
+        return reason
 
     def strategy(self, widths: Widths, traits: Traits) -> SearchStrategy[dict[str, Any]]:
         """Strategy of examples, for subjects of these ``(dim, heads)`` and traits."""
-        inputs = self.inputs(traits) if callable(self.inputs) else self.inputs
-        return examples(widths, **{"domain": traits.domain, **inputs})
+        inputs = {"domain": traits.domain, **self._inputs(traits)}
+        if traits.max_length is not None:
+            inputs["max_length"] = min(inputs.get("max_length", MAX_LENGTH), traits.max_length)
+            choices = inputs.get("choices") or {}
+            if "length" in choices:
+                fitting = [length for length in choices["length"] if length <= traits.max_length]
+                inputs["choices"] = {**choices, "length": fitting}
+        return examples(widths, **inputs)
+
+    def _inputs(self, traits: Traits) -> Mapping[str, Any]:
+        return self.inputs(traits) if callable(self.inputs) else self.inputs
 
 
 PROPERTIES: dict[str, Property] = {}

@@ -91,7 +91,7 @@ def compile_agreement(case: Case) -> None:
     layer, fresh = case.layer(case.precise), case.layer(case.precise)
     inputs = [case.input(case.precise)]
     if dynamic:
-        inputs.append(case.normal(inputs[0].new_empty(case.shape[0], case.length + 3, case.dim)))
+        inputs.append(case.normal(inputs[0].new_empty(case.shape[0], case.longer(3), case.dim)))
     torch._dynamo.reset()
     try:
         with _quiet():

@@ -54,7 +54,7 @@ def no_hidden_state(case: Case) -> None:
     layer = case.layer(case.precise)
     out = case.call(layer, x)
     _assert_unmoved(out, alone, "output after other layers were used, against before")
-    for length in (case.length, case.length + 3):
+    for length in (case.length, case.longer(3)):
         shape = (case.example["batch"] + 1, length, case.dim)
         case.call(layer, make_tensor(shape, seed=case.example["seed"] + 1, dtype=case.precise).to(case.device))
     _use_others(case)
