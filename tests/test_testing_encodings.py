@@ -5,8 +5,9 @@ import torch
 
 from biases.testing import Traits, check_attention, kinds
 from biases.testing.mutants.decoders import Decoder
-from biases.testing.mutants.encodings import ABSOLUTE, TF32, Learned, Rotary
+from biases.testing.mutants.encodings import ABSOLUTE, RELATIVE, TF32, Learned, Rotary
 from biases.testing.mutants.slopes import ALIBI, Slopes
+from biases.testing.mutants.tables import Interpolated, TableRefuses, WrapsAt512
 from biases.traits import Decay
 
 FAR = ["position-budget", "autocast-keeps-positions", "relative-shift-at-large-positions", "extrapolates-finite"]
@@ -32,12 +33,56 @@ def test_a_table_that_ends_before_it_says_is_caught():
 
 @pytest.mark.parametrize("longest", [1, 2, 3])
 def test_short_sequences_are_enough(longest):
-    properties = [*FAR, "relative-shift", "norm-preservation", "positions-respected", "table-growth"]
+    properties = [
+        *FAR,
+        "relative-shift",
+        "norm-preservation",
+        "positions-respected",
+        "table-growth",
+        "distinct-positions",
+    ]
     found = statuses(Rotary, Traits(position="relative", max_length=longest), properties, "encoding")
     assert {each.status for each in found.values()} <= {"passed", "not_applicable"}
     assert found["norm-preservation"].status == "passed"
     found = statuses(Decoder, Traits(causal=True, max_length=longest), ["chunks-agree"], "decoder")
     assert found["chunks-agree"].status == "passed"
+
+
+def test_a_table_that_refuses_large_positions_is_held_to_those_that_it_takes():
+    properties = ["relative-shift", "distinct-positions", "relative-shift-at-large-positions"]
+    found = statuses(TableRefuses, RELATIVE, properties, "encoding")
+    assert [found[name].status for name in properties] == ["passed", "passed", "not_applicable"]
+
+    class Wraps(TableRefuses):
+        def row_of(self, positions):
+            if int(positions.max()) >= self.rows:
+                raise IndexError("beyond the table")
+            return positions % 512
+
+    found = statuses(Wraps, RELATIVE, properties, "encoding")
+    assert found["relative-shift"].status == found["distinct-positions"].status == "failed"
+    assert not found["relative-shift"].raised
+
+
+@pytest.mark.parametrize("longest", [64, 65, 100])
+def test_no_position_beyond_the_end_declared_is_asked_for(longest):
+    class Recorded(Rotary):
+        def forward(self, x, positions):
+            asked.append(int(positions.max()))
+            return super().forward(x, positions)
+
+    for name in ("relative-shift", "distinct-positions"):
+        asked: list[int] = []
+        found = statuses(Recorded, RELATIVE.but(max_length=longest), [name], "encoding")
+        assert found[name].status == "passed"
+        assert 32 <= max(asked) < longest
+
+
+def test_near_positions_of_a_low_precision_are_told_apart():
+    found = statuses(Interpolated, RELATIVE, ["distinct-positions", "relative-shift"], "encoding", dtype=torch.bfloat16)
+    assert {each.status for each in found.values()} == {"passed"}
+    found = statuses(WrapsAt512, RELATIVE, ["distinct-positions"], "encoding", dtype=torch.bfloat16)
+    assert found["distinct-positions"].status == "failed"
 
 
 def test_the_precision_of_matmuls_is_put_back():

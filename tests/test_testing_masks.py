@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -254,6 +255,117 @@ class TestOperatorsOfOtherMakes:
         wide = Traits(causal=True, window=2)
         (result,) = check_attention(kinds.operator(relu_causal, wide), properties=["support"])
         assert "query 2 sees [0, 1, 2], expected [1, 2]" in result.message
+
+
+class Windowed(torch.nn.Module):
+    """Causal attention in a window of any length; ``None``: without one."""
+
+    def __init__(self, window: int | None, sharpness: float = 1.0, largest: int | None = None) -> None:
+        super().__init__()
+        self.window, self.sharpness, self.largest = window, sharpness, largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = functional.normalize(x, dim=-1)
+        # Queries are other than keys: a token is not always nearest to itself.
+        logits = self.sharpness * unit.roll(1, -1) @ unit.mT
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        seen = seen if self.window is None else seen.triu(1 - self.window)
+        logits = logits.masked_fill(~seen, float("-inf"))
+        if self.largest is not None:
+            least = logits.topk(min(self.largest, x.shape[1]), -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        return logits.softmax(-1) @ x
+
+
+class TestPastTheWindow:
+    """A window longer than the sequences that are drawn is put to longer ones."""
+
+    @pytest.mark.parametrize(
+        ("declared", "actual"), [(20, 21), (22, 21), (64, None), (64, 32), (500, None), (500, 499)]
+    )
+    def test_a_layer_with_another_window_is_caught(self, declared: int, actual: int | None) -> None:
+        traits = Traits(causal=True, window=declared, normalisation="row")
+        (wrong,) = check_attention(lambda dim, heads: Windowed(actual), traits, properties=["receptive-field"])
+        assert wrong.status == "failed", wrong.message
+        (right,) = check_attention(lambda dim, heads: Windowed(declared), traits, properties=["receptive-field"])
+        assert right.status == "passed", right.message
+
+    @pytest.mark.parametrize(("declared", "actual"), [(16, None), (16, 17), (200, 199), (200, 100)])
+    def test_an_operator_with_another_window_is_caught(self, declared: int, actual: int | None) -> None:
+        def operator(window: int | None) -> Callable[..., Tensor]:
+            def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                back = torch.arange(k.shape[2])[-q.shape[2] :, None] - torch.arange(k.shape[2])
+                return sdpa(q, k, v, (back >= 0) & (back < (window or back.numel())))
+
+            return windowed
+
+        traits = CAUSAL.but(window=declared)
+        (wrong,) = check_attention(kinds.operator(operator(actual), traits), properties=["support"])
+        assert wrong.status == "failed", wrong.message
+        assert not wrong.raised
+        (right,) = check_attention(kinds.operator(operator(declared), traits), properties=["support"])
+        assert right.status == "passed", right.message
+
+    @pytest.mark.parametrize("window", [128, 1000])
+    def test_a_mask_with_another_window_is_caught(self, window: int) -> None:
+        def mask(L: int, S: int) -> Tensor:
+            return torch.ones(L, S, dtype=torch.bool).tril().triu(-window)
+
+        right, wrong = Traits(causal=True, window=window + 1), Traits(causal=True, window=window)
+        (result,) = check_attention(kinds.mask(mask, right), properties=["mask-support"])
+        assert result.status == "passed", result.message
+        (result,) = check_attention(kinds.mask(mask, wrong), properties=["mask-support"])
+        assert result.status == "failed"
+        assert f"query {window}, key 0" in result.message
+
+    def test_a_map_beyond_a_wide_window_is_tried(self) -> None:
+        traits = Traits(domain="image", window=16)
+
+        def mask(height: int, width: int) -> Tensor:
+            return expected_support(traits.but(window=17), height, width)
+
+        (result,) = check_attention(kinds.mask(mask, traits), properties=["mask-support"])
+        assert result.status == "failed"
+
+    @pytest.mark.parametrize(
+        ("traits", "number"),
+        [
+            (Traits(causal=True, window=1000), "1000"),
+            (Traits(causal=True, window=16, max_length=16), "16"),
+            (Traits(domain="image", window=40), "40"),
+        ],
+    )
+    def test_what_cannot_be_reached_is_said(self, traits: Traits, number: str) -> None:
+        reason = PROPERTIES["receptive-field"].applies(traits)
+        assert reason is not None
+        assert number in reason
+
+
+class TestWeightsThatMayBeNothing:
+    @pytest.mark.parametrize("window", [6, 20, 300])
+    @pytest.mark.parametrize("options", [{"largest": 2}, {"sharpness": 100.0}], ids=["largest-two", "sharp"])
+    def test_a_sparse_layer_keeps_its_window(self, window: int, options: dict[str, Any]) -> None:
+        traits = Traits(causal=True, window=window, normalisation="row")
+        for seed in range(3):
+            (result,) = check_attention(
+                lambda dim, heads: Windowed(window, **options), traits, properties=["receptive-field"], seed=seed
+            )
+            assert result.status == "passed", result.message
+
+    def test_a_sparse_layer_with_a_key_too_few_is_caught(self) -> None:
+        traits = Traits(causal=True, window=6)
+        (result,) = check_attention(lambda dim, heads: Windowed(5, largest=2), traits, properties=["receptive-field"])
+        assert result.status == "failed"
+        assert "may see, and does not" in result.message
+
+    def test_a_sparse_pattern_may_be_causal(self) -> None:
+        def every_other(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            back = torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])
+            hidden = (back < 0) | (back % 2 == 1)
+            return (q @ k.mT).masked_fill(hidden, float("-inf")).softmax(-1) @ v
+
+        (result,) = check_attention(kinds.operator(every_other, Traits(causal=True)), properties=["support"])
+        assert result.status == "passed", result.message
 
 
 class TestLayers:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import biases.testing
-from biases.testing import Result, Traits, check_attention
-from biases.testing.script import how_to_import
+from biases.testing import Decay, Result, Traits, check_attention, kinds
+from biases.testing.script import how_to_import, reproduce
+from biases.testing.subject import Subject
 
 ROOT = Path(biases.testing.__file__).parents[2]
 FILL_IN = "from your_module import your_factory as make_layer"
@@ -33,6 +38,21 @@ class Leaky(nn.Module):
     def forward(self, x):
         seen = torch.ones(x.shape[1], x.shape[1]).tril(1).to(x)
         return (seen / seen.sum(-1, keepdim=True)) @ self.value(x)
+
+
+class Gate(Leaky):
+    """Gates below their range."""
+
+    def __init__(self, dim, heads, act=torch.relu):
+        super().__init__(dim, heads)
+        self.act = act
+
+    def forward(self, x):
+        return -1 - self.act(self.value(x)).square()
+
+
+def shifted(q, k, v, extra=None):
+    return v
 
 
 class Outer:
@@ -149,3 +169,66 @@ def test_an_object_that_builds_layers_has_no_path() -> None:
             return nn.Identity()
 
     assert how_to_import(Builder()).startswith(FILL_IN)
+
+
+INFINITE = Traits(gate_range=(0, float("inf")), decay=Decay("linear", "past", "logits", (0.5, float("inf"))))
+
+
+def replayed(script: str, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Run a script, and return the keywords that it gives to ``replay``."""
+    given: dict = {}
+    monkeypatch.setattr(biases.testing, "replay", lambda *arguments, **keywords: given.update(keywords))
+    exec(script, {})
+    return given
+
+
+def test_infinite_numbers_functions_and_dtypes_are_written_as_python(factories, monkeypatch) -> None:
+    options = {
+        "act": nn.functional.gelu,
+        "acts": [nn.GELU, (nn.functional.relu,)],
+        "dtypes": {"in": torch.float32, "out": torch.float32},
+        "ends": (float("-inf"), np.float64(0.5), np.int64(3), True, None, ()),
+        "make_layer": factories.Leaky,
+        "names": {"a b", "'"},
+    }
+    subject = Subject(factories.Gate, INFINITE, options=options, kind="gate")
+    script = reproduce(subject, "gate-range", {"seed": 0}, how_to_import(factories.Gate))
+    given = replayed(script, monkeypatch)
+    assert (given["traits"], given["options"], given["kind"]) == (INFINITE, options, "gate")
+    assert "fill in" not in script
+    assert len(script.splitlines()) <= 15
+    not_a_number = reproduce(Subject(factories.Gate, options={"end": float("nan")}), "gate-range", {}, "make_layer = 1")
+    assert math.isnan(replayed(not_a_number, monkeypatch)["options"]["end"])
+
+
+def test_what_cannot_be_written_as_python_is_left_to_be_filled_in(factories, monkeypatch) -> None:
+    options = {"extra": torch.ones(2), "act": [lambda x: x, nn.GELU()], "b": 1}
+    subject = Subject(factories.Gate, options=options, kind="gate")
+    script = reproduce(subject, "gate-range", {"seed": 0}, how_to_import(factories.Gate))
+    (line,) = [line for line in script.splitlines() if "fill in" in line]
+    assert line.startswith(
+        "from your_module import extra, act, act_  # fill in: extra: tensor([1., 1.]); act: <function"
+    )
+    with pytest.raises(ModuleNotFoundError, match="your_module"):
+        exec(script, {})
+    monkeypatch.setitem(sys.modules, "your_module", types.SimpleNamespace(extra=1, act=2, act_=3))
+    assert replayed(script, monkeypatch)["options"] == {"extra": 1, "act": [2, 3], "b": 1}
+    whole = kinds.operator(functools.partial(factories.shifted, extra=torch.arange(100), reach=float("inf")))
+    lines = whole.how_to_build.splitlines()
+    assert lines[1].startswith("from your_module import extra  # fill in: extra: tensor([ 0, 1, 2,")
+    assert lines[2].endswith('make_layer = partial(make_layer, extra=extra, reach=float("inf"))')
+    assert max(map(len, lines)) <= 120
+
+
+def test_a_script_with_an_infinite_range_and_a_function_fails_as_the_check_did(factories, tmp_path: Path) -> None:
+    (result,) = check_attention(
+        factories.Gate,
+        Traits(gate_range=(0, float("inf"))),
+        options={"act": nn.functional.gelu},
+        kind="gate",
+        properties=["gate-range"],
+        max_examples=5,
+    )
+    assert result.status == "failed"
+    (tmp_path / "reproduce.py").write_text(result.reproduce)
+    assert f"AssertionError: {result.message}" in run("reproduce.py", folder=tmp_path).stderr

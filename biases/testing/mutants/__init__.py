@@ -23,6 +23,7 @@ from biases.testing.mutants import (
     padding,
     slopes,
     surfaces,
+    tables,
     windows,
 )
 from biases.testing.mutants.base import MUTANTS, SOUND, Mutant, Sound, mutant, sound
@@ -57,5 +58,6 @@ __all__ = [
     "slopes",
     "sound",
     "surfaces",
+    "tables",
     "windows",
 ]

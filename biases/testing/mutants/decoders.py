@@ -11,6 +11,7 @@ from biases.testing.mutants.base import mutant, sound
 from biases.traits import Traits
 
 CAUSAL = Traits(causal=True)
+ROLLING = CAUSAL.but(window=16)
 _CHUNK = 4
 
 
@@ -73,6 +74,26 @@ class AlibiDecoder(Decoder):
     def now(self, queries: int, past: int, like: Tensor) -> Tensor:
         """The positions of the queries."""
         return torch.arange(past, past + queries, device=like.device)
+
+
+@sound("decoder-rolling", ROLLING, kind="decoder")
+class RollingDecoder(AlibiDecoder):
+    """A window of 16 keys, and a cache that forgets what no later query may see."""
+
+    kept = 15
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        past = 0
+        if state is not None:
+            past = state[0].shape[2]
+            k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
+        weights = self.weights(q @ k.mT / q.shape[-1] ** 0.5, past)
+        out = self.out((weights @ v).transpose(1, 2).flatten(2))
+        return out, (k[:, :, -self.kept :], v[:, :, -self.kept :])
+
+    def mask(self, logits: Tensor, past: int) -> Tensor:
+        return super().mask(logits, past).triu(past - 15)
 
 
 @sound("decoder-retention", CAUSAL.but(normalisation="none"), kind="decoder")
@@ -144,6 +165,31 @@ class Restarts(Decoder):
 class Distance(AlibiDecoder):
     def now(self, queries: int, past: int, like: Tensor) -> Tensor:
         return super().now(queries, past + (past > 0), like)
+
+
+@mutant(
+    "decoder-forgets-early",
+    "a rolling cache keeps one key fewer than the window of a single query needs",
+    ROLLING,
+    caught_by="decode-agrees-with-prefill",
+    kind="decoder",
+)
+class ForgetsEarly(RollingDecoder):
+    kept = 14
+
+
+@mutant(
+    "decoder-rolls-late",
+    "a rolling cache holds one key more than the window, and a single query sees all that it holds",
+    ROLLING,
+    caught_by="decode-agrees-with-prefill",
+    kind="decoder",
+)
+class RollsLate(RollingDecoder):
+    kept = 16
+
+    def mask(self, logits: Tensor, past: int) -> Tensor:
+        return torch.ones_like(logits, dtype=torch.bool) if logits.shape[-2] == 1 else super().mask(logits, past)
 
 
 @mutant(

@@ -77,6 +77,16 @@ class RotaryPairs(Rotary):
         return torch.view_as_real(turned * torch.complex(cos.to(work), sin.to(work))).flatten(-2).to(x.dtype)
 
 
+@sound("dynamic-ntk", RELATIVE.but(max_length=2048), kind="encoding")
+class DynamicNTK(Rotary):
+    """The base grows with the length beyond 2048, so that products are those of distances only up to there."""
+
+    def phases(self, x: Tensor, positions: Tensor) -> Tensor:
+        grown = max(1.0, 2 * (int(positions.max()) + 1) / 2048 - 1) ** (self.head_dim / max(1, self.head_dim - 2))
+        exponent = torch.arange(0, self.head_dim, 2, device=x.device, dtype=torch.float32) / self.head_dim
+        return positions.float()[:, None] / (self.base * grown) ** exponent
+
+
 @sound("sinusoidal", ABSOLUTE, kind="encoding")
 class Sinusoidal(Rotary):
     """Sines and cosines of the position, added."""

@@ -43,6 +43,39 @@ class SumsUnderAutocast(Forgetting):
         return rates @ torch.ones(rates.shape[-1], rates.shape[-1], dtype=rates.dtype, device=rates.device).triu()
 
 
+@sound("rotated", CAUSAL)
+class Rotated(Plain):
+    """Queries and keys are rotated by their positions; phases are float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        phases = self.phases(q)
+        cos, sin = phases.cos().to(q.dtype), phases.sin().to(q.dtype)
+        q, k = self.turned(q, cos, sin), self.turned(k, cos, sin)
+        return self.out((self.weights(q @ k.mT / q.shape[-1] ** 0.5) @ v).transpose(1, 2).flatten(2))
+
+    def turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    def phases(self, x: Tensor) -> Tensor:
+        rates = 10000.0 ** -(torch.arange(0, x.shape[-1], 2, device=x.device) / x.shape[-1])
+        return torch.arange(x.shape[-2], device=x.device)[:, None] * rates
+
+
+@mutant(
+    "phases-in-input-dtype",
+    "positions and phases are in the dtype of the input, which in bfloat16 is off by a radian from 256 on",
+    CAUSAL,
+    caught_by="bfloat16-budget",
+    source="huggingface/transformers#29285",
+)
+class PhasesInInputDtype(Rotated):
+    def phases(self, x: Tensor) -> Tensor:
+        rates = 10000.0 ** -(torch.arange(0, x.shape[-1], 2, device=x.device) / x.shape[-1])
+        return torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)[:, None] * rates.to(x.dtype)
+
+
 class _MeanOff(torch.autograd.Function):
     """x less its mean over the tokens, (B, T, C)."""
 

@@ -26,7 +26,7 @@ def _ratio(q: Tensor) -> Tensor:
 
 
 def _decay(q: Tensor, length: int) -> Tensor:
-    place = torch.arange(length, dtype=q.dtype, device=q.device)
+    place = torch.arange(length, device=q.device)
     return (_ratio(q) ** (place[:, None] - place).clamp(min=0)).tril()
 
 

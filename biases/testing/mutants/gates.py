@@ -61,6 +61,20 @@ class NormGate(nn.Module):
         return x.square().mean(-1, keepdim=True)
 
 
+@mutant(
+    "gate-centres-in-place",
+    "the token is centred where it stands, and what comes after the gate reads it so",
+    TOKEN,
+    caught_by="gate-input-unchanged",
+    kind="gate",
+)
+class CentresInPlace(TokenGate):
+    def energy(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x.sub_(x.mean(-1, keepdim=True))
+        return self.projection(x)
+
+
 @mutant("gate-heads-first", "the heads are the first axis", TOKEN, caught_by="gate-shape", kind="gate")
 class HeadsFirst(TokenGate):
     def gate(self, energy: Tensor) -> Tensor:

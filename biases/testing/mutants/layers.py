@@ -122,6 +122,38 @@ class Float32Softmax(Plain):
         return masked.softmax(-1).to(logits.dtype)
 
 
+@sound("query-key-norm", CAUSAL)
+class QueryKeyNorm(Plain):
+    """Queries and keys are normalised by torch.nn.RMSNorm, whose eps is that of the dtype."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.qkv, self.norm = nn.Linear(dim, 3 * dim, bias=False), nn.RMSNorm(dim // heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = self.weights(self.norm(q) @ self.norm(k).mT / q.shape[-1] ** 0.5) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@sound("long-convolution", CAUSAL)
+class LongConvolution(nn.Module):
+    """A convolution by FFT in float32, then a norm, as those of Hyena (arXiv:2302.10866) and TNN."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.rates, self.value, self.out = nn.Parameter(torch.rand(dim) + 0.5), nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 3:
+            raise ValueError(f"x: expected shape (B, T, C), got {tuple(x.shape)}")
+        length = x.shape[1]
+        kernel = (-self.rates[:, None] * torch.arange(length, device=x.device)).exp()
+        spectra = [torch.fft.rfft(each.float(), 2 * length) for each in (self.value(x).mT, kernel)]
+        y = torch.fft.irfft(spectra[0] * spectra[1], 2 * length)[..., :length].to(x.dtype)
+        return self.out(nn.functional.layer_norm(y.mT, x.shape[-1:]))
+
+
 @sound("windowed", WINDOW)
 class Windowed(Plain):
     """Each query sees three keys."""

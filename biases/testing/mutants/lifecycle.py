@@ -47,23 +47,43 @@ class CopyTied(Plain):
         return self.scaled(v)
 
 
-@mutant(
-    "complex-buffer",
-    "rotations are a complex buffer, of which a cast to a real dtype drops the imaginary part",
-    CAUSAL,
-    caught_by="dtype-round-trip",
-)
-class ComplexBuffer(Plain):
-    turns: Tensor
+@sound("growing-table", CAUSAL)
+class GrowingTable(Plain):
+    """What is added at each position is a buffer that grows when it is asked for more, and is not saved."""
+
+    table: Tensor
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
-        angles = torch.arange(512.0)[:, None] * 10 ** -torch.linspace(0, 2, dim // 2)
-        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+        self.register_buffer("table", torch.zeros(0, dim), persistent=False)
 
     def before(self, x: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * self.turns[: x.shape[1]]).flatten(-2).to(x.dtype)
+        if len(self.table) < x.shape[1]:
+            self.table = added(x)
+        return x + self.table[: x.shape[1]].to(x)
+
+
+def added(x: Tensor) -> Tensor:
+    """Sines of the positions, (T, C)."""
+    rates = 10 ** -torch.linspace(0, 2, x.shape[-1], device=x.device)
+    return (torch.arange(x.shape[1], device=x.device)[:, None] * rates).sin().to(x.dtype)
+
+
+@mutant(
+    "table-of-first-dtype",
+    "a table of positions is an attribute that keeps the dtype of the first input",
+    CAUSAL,
+    caught_by="dtype-round-trip",
+)
+class TableOfFirstDtype(Plain):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.table: Tensor | None = None
+
+    def before(self, x: Tensor) -> Tensor:
+        if self.table is None or len(self.table) < x.shape[1] or self.table.device != x.device:
+            self.table = added(x)
+        return x + self.table[: x.shape[1]].to(x)
 
 
 @mutant(

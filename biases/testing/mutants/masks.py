@@ -12,11 +12,29 @@ from biases.traits import Traits
 WINDOW = Traits(causal=True, window=3, alignment="lower-right")
 CENTRED = Traits(window=5)
 SHIFTED = Traits(domain="image", window=3, shift=1)
+WIDE = Traits(causal=True, window=128)
 
 
 @sound("causal-window-mask", WINDOW, kind="mask")
 def causal_window(dim: int, heads: int) -> Sizes:
     return lambda L, S: (past(L, S) >= 0) & (past(L, S) < 3)
+
+
+@sound("wide-window-mask", WIDE, kind="mask")
+def wide_window(dim: int, heads: int) -> Sizes:
+    return lambda L, S: (past(L, S) >= 0) & (past(L, S) < 128)
+
+
+@mutant(
+    "wide-mask-one-more",
+    "a window of 128 shows the own key and the 128 before it",
+    WIDE,
+    caught_by="mask-support",
+    kind="mask",
+    source="huggingface/transformers#39408",
+)
+def wide_one_more(dim: int, heads: int) -> Sizes:
+    return lambda L, S: (past(L, S) >= 0) & (past(L, S) <= 128)
 
 
 @sound("centred-window-mask", CENTRED, kind="mask")

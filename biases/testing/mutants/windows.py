@@ -1,17 +1,23 @@
-"""Layers whose attention stays in a window: of a sequence, and of an image, shifted."""
+"""Layers and operators whose attention stays in a window: of a sequence, and of an image, shifted."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from biases.testing.mutants.base import mutant, sound
-from biases.testing.mutants.layers import WINDOW, Windowed
+from biases.testing.mutants.layers import WINDOW, Plain, Windowed
+from biases.testing.mutants.operators import CAUSAL, Causal
 from biases.traits import Traits
 
 SIDE, SHIFT = 4, 2
 SHIFTED = Traits(domain="image", window=SIDE, shift=SHIFT, normalisation="row")
+WIDE = Traits(causal=True, window=64, normalisation="row", equivariant_to=("shift",))
+WIDE_OPERATOR = CAUSAL.but(window=16)
+SPARSE = Traits(causal=True, window=6, normalisation="row")
 
 
 @mutant(
@@ -24,6 +30,82 @@ SHIFTED = Traits(domain="image", window=SIDE, shift=SHIFT, normalisation="row")
 class LayerWindowAndOne(Windowed):
     def mask(self, logits: Tensor) -> Tensor:
         return torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril().triu(-3)
+
+
+@sound("wide-window", WIDE)
+class WideWindow(Plain):
+    """A window longer than the sequences that most promises are put to."""
+
+    window = 64
+
+    def mask(self, logits: Tensor) -> Tensor:
+        return super().mask(logits).triu(1 - self.window)
+
+
+@mutant("wide-window-lost", "The window reaches no formulation.", WIDE, caught_by="receptive-field")
+class WideWindowLost(WideWindow):
+    window = 10**6
+
+
+@mutant("wide-window-halved", "Half of the window stands before the query.", WIDE, caught_by="receptive-field")
+class WideWindowHalved(WideWindow):
+    window = 32
+
+
+@sound("largest-two", SPARSE)
+class LargestTwo(Plain):
+    """The two largest logits of a window have all of the weight."""
+
+    window = 6
+
+    def weights(self, logits: Tensor) -> Tensor:
+        seen = self.mask(logits).triu(1 - self.window)
+        logits = logits.masked_fill(~seen, float("-inf"))
+        least = logits.topk(min(2, logits.shape[-1]), -1).values[..., -1:]
+        return logits.masked_fill(logits < least, float("-inf")).softmax(-1)
+
+
+@mutant("largest-two-of-five", "A window of 6 holds 5 keys.", SPARSE, caught_by="receptive-field")
+class LargestTwoOfFive(LargestTwo):
+    window = 5
+
+
+@sound("operator-wide-window", WIDE_OPERATOR, kind="operator")
+class OperatorWideWindow(Causal):
+    """A window longer than the sequences that most promises are put to."""
+
+    window = 16
+
+
+@mutant("operator-window-ignored", "The window is not passed on.", WIDE_OPERATOR, kind="operator", caught_by="support")
+class OperatorWindowIgnored(Causal):
+    pass
+
+
+@mutant(
+    "operator-window-halved",
+    "Half of the window stands before the query.",
+    WIDE_OPERATOR,
+    kind="operator",
+    caught_by="support",
+)
+class OperatorWindowHalved(Causal):
+    window = 8
+
+
+@sound("operator-delta", Traits(causal=True), kind="operator")
+def delta_rule(dim: int, heads: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A key of norm 1 overwrites what the state holds in its direction."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        state, outs = v.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), []
+        for query, key, value in zip(q.split(1, 2), k.split(1, 2), v.split(1, 2), strict=True):
+            state = state + key.mT @ (value - key @ state)
+            outs.append(query @ state)
+        return torch.cat(outs, dim=2)
+
+    return attend
 
 
 @sound("shifted-windows", SHIFTED)

@@ -7,7 +7,7 @@ flashinfer#348 (the same, off by one), vllm#945 (distance off by one).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, cycle, islice
 from typing import Any
@@ -17,13 +17,17 @@ from torch import Tensor
 
 from biases.testing.case import Case
 from biases.testing.properties.base import assert_alike, promises
+from biases.testing.properties.edges import edge_length, with_edge
 from biases.testing.properties.encodings import lengths
 from biases.testing.strategies import MODERATE
 from biases.testing.subject import Layer, Violation
 from biases.testing.views import Misfit, first_of_pair
+from biases.traits import Traits
 
 _DECODER = ("decoder",)
 _SEQUENCE = ("sequence",)
+# Longer sequences have most of their tokens given at once, and the last of them after that.
+_ONE_BY_ONE, _LAST = 40, 12
 
 
 def _step(case: Case, layer: Layer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -53,9 +57,20 @@ def _pieces(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 def _assert_as_whole(case: Case, sizes: Sequence[int], what: str) -> None:
     raw, x = case.raw(case.precise), case.input(case.precise)
+    past = edge_length(case)
+    if past is not None:
+        x = case.tensor((x.shape[0], past, case.dim), case.precise)
+        if past > _ONE_BY_ONE:
+            # As many as the window takes at once: what is asked is what happens when it is left.
+            sizes, what = (past - _LAST, *(tuple(sizes) * _LAST)), f"{what}, after {past - _LAST} tokens at once"
     whole = case.subject.seen_as_layer(raw, case.heads, case.grid)
     out = case.call(whole, x)
     assert_alike(case, whole, x, out, (_decode(case, raw, x, sizes), out), what)
+
+
+def _drawn(least: int, most: int, **inputs: Any) -> Callable[[Traits], Mapping[str, Any]]:
+    """Lengths in these bounds, and some past the declared window."""
+    return lambda traits: with_edge(traits, lengths(least, most, **inputs)(traits))
 
 
 @promises(
@@ -63,7 +78,7 @@ def _assert_as_whole(case: Case, sizes: Sequence[int], what: str) -> None:
     "Tokens given one at a time have the outputs that they have when given all at once.",
     kinds=_DECODER,
     domains=_SEQUENCE,
-    drawn=lengths(2, 12, among=MODERATE),
+    drawn=_drawn(2, 12, among=MODERATE),
 )
 def decode_agrees_with_prefill(case: Case) -> None:
     _assert_as_whole(case, (1,), "outputs of one token at a time, against all at once")
@@ -74,11 +89,11 @@ def decode_agrees_with_prefill(case: Case) -> None:
     "Tokens given in pieces of any length have the outputs that they have when given all at once.",
     kinds=_DECODER,
     domains=_SEQUENCE,
-    drawn=lengths(3, 16, among=MODERATE, choices={"pieces": ((2,), (3,), (1, 4), (5, 1), (7,))}),
+    drawn=_drawn(3, 16, among=MODERATE, choices={"pieces": ((2,), (3,), (1, 4), (5, 1), (7,))}),
 )
 def chunks_agree(case: Case) -> None:
     sizes = case.example["pieces"]
-    if case.length <= sizes[0]:
+    if edge_length(case) is None and case.length <= sizes[0]:
         sizes = (case.length - 1,) if case.length > 1 else (1,)
     what = f"outputs of {', '.join(map(str, sizes))} tokens at a time, against all at once"
     _assert_as_whole(case, sizes, what)

@@ -181,7 +181,8 @@ def relative_shift_at_large_positions(case: Case) -> None:
         raise NotApplicable(f"built in float32 it does not take {dtype}: {error}") from error
     tolerance = rounding(dtype, shift + case.length) * product_size(q, k)
     what = f"products of {dtype} queries and keys at positions {shift}..{shift + case.length - 1}, against 0.."
-    assert_tolerance(there, here, tolerance=tolerance, what=what)
+    note = "an encoding whose base changes with the length, as that of dynamic NTK, declares where by Traits.max_length"
+    assert_tolerance(there, here, tolerance=tolerance, what=what, note=note)
 
 
 @promises(

@@ -25,6 +25,8 @@ ENCODING = ("encoding",)
 SEQUENCE = ("sequence",)
 RELATIVE = "Traits.position is 'relative'"
 _EPS32 = torch.finfo(torch.float32).eps
+# Where tables commonly end, and where a table that ends begins anew: at powers of two.
+_POWERS = tuple(range(5, 17))
 
 
 def not_relative(traits: Traits) -> str | None:
@@ -110,24 +112,65 @@ def _tolerance(out: Tensor, last: int) -> float:
     reason=not_relative,
     kinds=ENCODING,
     domains=SEQUENCE,
-    drawn=lengths(2, 8, choices={"shift": (1, 5, 300)}),
+    drawn=lengths(2, 8, choices={"shift": (1, 5, 300), "apart": tuple(2**power for power in _POWERS)}),
 )
 def relative_shift(case: Case) -> None:
+    """Runs across powers of two, and tokens that stand far apart, which no run has."""
     layer = case.raw(case.precise)
     q, k = tokens(case, case.precise), tokens(case, case.precise, 1)
-    shift = min(case.example["shift"], reach(case, 10**6) - case.length + 1)
-    if shift < 1:
+    room, run = reach(case, 10**6) - case.length + 1, count_from(case, 0)
+    if room < 1:
         raise NotApplicable(f"Traits.max_length is {case.subject.traits.max_length}, which leaves no room for a shift")
-    here = products(case, layer, q, k, 0)
-    there = products(case, layer, q, k, shift)
-    tolerance = rounding(case.precise, case.length + shift) * product_size(q, k)
-    what = f"products of queries and keys at positions {shift}..{shift + case.length - 1}, against 0.."
-    assert_tolerance(there, here, tolerance=tolerance, what=what)
+    first = min(case.example["shift"], room)
+    # Half of the powers an example, for the time that they take.
+    starts = [2**power - case.length // 2 for power in _POWERS[case.example["seed"] % 2 :: 2]]
+    here = products_at(case, layer, q, k, run)
+    for start in (first, *(start for start in starts if start <= room)):
+        try:
+            there = products_at(case, layer, q, k, run + start)
+        except NotApplicable:
+            if start == first:
+                raise
+            return
+        _assert_shifted(case, q, k, (here, run), (there, run + start))
+    spread = _spread(case, min(case.example["apart"], room // 2))
+    last = int(spread[-1])
+    further = spread + 1 + case.example["seed"] % (reach(case, 2 * last) - last)
+    with suppress(NotApplicable):
+        here, there = (products_at(case, layer, q, k, positions) for positions in (spread, further))
+        _assert_shifted(case, q, k, (here, spread), (there, further))
+
+
+def _spread(case: Case, width: int) -> Tensor:
+    """T positions in ascending order, 0 and T - 1 + ``width`` among them, (T,)."""
+    gaps = torch.randint(width + 1, (case.length,), generator=case.generator(3)).sort().values
+    gaps[0], gaps[-1] = 0, width
+    return gaps.to(case.device) + count_from(case, 0)
+
+
+def _assert_shifted(
+    case: Case, q: Tensor, k: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
+) -> None:
+    """Assert that products are alike, each given with its positions."""
+    tolerance = rounding(case.precise, int(there[1].max())) * product_size(q, k)
+    what = f"products of queries and keys at positions {_told(there[1])}, against {_told(here[1])}"
+    note = "an encoding that is another one beyond some position declares by Traits.max_length where"
+    assert_tolerance(there[0], here[0], tolerance=tolerance, what=what, note=note)
+
+
+def _told(positions: Tensor) -> str:
+    listed = positions.tolist()
+    run = listed == list(range(listed[0], listed[0] + len(listed)))
+    return f"{listed[0]}..{listed[-1]}" if run else str(listed)
 
 
 def products(case: Case, layer: Layer, q: Tensor, k: Tensor, start: int) -> Tensor:
     """Products of encoded queries and keys that stand at ``start``, ``start + 1``, ..., (B, H, T, T), float64."""
-    positions = count_from(case, start)
+    return products_at(case, layer, q, k, count_from(case, start))
+
+
+def products_at(case: Case, layer: Layer, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+    """The same at ``positions`` (T,)."""
     encoded = (encode_far(case, layer, x, positions).double() for x in (q, k))
     return next(encoded) @ next(encoded).mT
 
@@ -191,7 +234,7 @@ def _ordered(case: Case) -> Tensor:
 
 @promises(
     "distinct-positions",
-    "One token at different positions has different encodings.",
+    "One token at different positions, near or powers of two apart, has different encodings.",
     trait="Traits.position is 'relative' or 'absolute'",
     reason=lambda traits: (
         None if traits.position in ("relative", "absolute") else f"Traits.position is {traits.position!r}"
@@ -201,23 +244,41 @@ def _ordered(case: Case) -> Tensor:
     drawn=lengths(2, 12, among=("normal",), choices={"start": (0, 250, 4000)}),
 )
 def distinct_positions(case: Case) -> None:
-    layer = case.raw(case.precise)
+    layer, dtype = case.raw(case.precise), case.precise
     start = max(0, reach(case, case.example["start"] + case.length) - case.length)
-    x = tokens(case, case.precise)[:1, :, :1].expand(-1, -1, case.length, -1).contiguous()
-    out = encode_far(case, layer, x, count_from(case, start))[0].transpose(0, 1).flatten(1).double()
-    apart = (out[:, None] - out).abs().amax(-1)
+    x = tokens(case, dtype)[:1, :, :1].expand(-1, -1, case.length, -1).contiguous()
+    runs = [count_from(case, start)]
+    out = [_at_positions(case, layer, x, runs[0])]
+    for far in (runs[0] + 2**power for power in _POWERS):
+        if int(far[-1]) > reach(case, int(far[-1])):
+            break
+        try:
+            out.append(_at_positions(case, layer, x, far))
+        except NotApplicable:
+            break
+        runs.append(far)
+    near, columns = torch.stack(out[:1]), torch.stack(out, 1)
+    apart = [(each[:, :, None] - each[:, None]).abs().amax(-1) for each in (near, columns)]
     trained = isinstance(layer, torch.nn.Module) and any(True for _ in layer.parameters())
-    if trained and case.example["parameters"] == "initial" and not apart.any():
+    if trained and case.example["parameters"] == "initial" and not any(each.any() for each in apart):
         raise NotApplicable("its parameters begin where all positions are alike")
-    alike = (apart <= 8 * torch.finfo(case.precise).eps * magnitude(out)).triu(1).nonzero()
-    if len(alike):
-        first, second = (start + int(at) for at in alike[0])
-        others = f"{len(alike)} such pairs at positions {start}..{start + case.length - 1}"
-        off = apart[alike[0][0], alike[0][1]].item()
-        text = (
-            f"positions {first} and {second}: expected encodings that differ, got a difference of {off:.3g}; {others}"
-        )
-        raise Violation(text)
+    # Of one position twice, a dtype below float32 holds the same numbers.
+    tolerance = 8 * min(_EPS32, torch.finfo(dtype).eps) * magnitude(*out)
+    positions = torch.stack(runs)
+    for distances, at in zip(apart, (positions[:1], positions.mT), strict=True):
+        alike = (distances <= tolerance).triu(1).nonzero()
+        if len(alike):
+            row, i, j = alike[0].tolist()
+            raise Violation(
+                f"positions {int(at[row, i])} and {int(at[row, j])}: expected encodings that differ, got a difference "
+                f"of {distances[row, i, j].item():.3g}; {len(alike)} such pairs among those of "
+                f"{case.length} positions each from {', '.join(str(int(run[0])) for run in runs)} on"
+            )
+
+
+def _at_positions(case: Case, layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
+    """The encodings of one token (1, H, T, D) at each position, (T, H D), float64."""
+    return encode_far(case, layer, x, positions)[0].transpose(0, 1).flatten(1).double()
 
 
 @promises(

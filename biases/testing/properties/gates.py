@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from biases.testing.case import Case
-from biases.testing.compare import assert_tolerance
+from biases.testing.compare import assert_same, assert_tolerance
 from biases.testing.properties.base import magnitude, promises, rounding_of
 from biases.testing.properties.interface import assert_finite
 from biases.testing.strategies import MODERATE
@@ -67,6 +67,14 @@ def _noise(case: Case, gate: Layer, x: Tensor, out: Tensor) -> float:
 )
 def gate_shape(case: Case) -> None:
     gate_of(case, case.raw(case.single), case.input(case.single))
+
+
+@promises("gate-input-unchanged", "The gate does not write to its input.", trait=IS_GATE, kinds=GATE)
+def gate_input_unchanged(case: Case) -> None:
+    gate, x = case.raw(case.single), case.input(case.single)
+    before = x.clone()
+    gate_of(case, gate, x)
+    assert_same(x, before, "input after the call")
 
 
 @promises(

@@ -9,7 +9,9 @@ pytorch-image-models#2438, mlx#3071.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +20,14 @@ from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance
 from biases.testing.masks import expected_support
 from biases.testing.properties.base import magnitude, promises
+from biases.testing.properties.edges import edge_length, listed, map_beyond, out_of_reach, with_edge
 from biases.testing.properties.generated import bias_of, built, drawn_sizes, mask_of, sizes
 from biases.testing.strategies import make_tensor
 from biases.testing.subject import BuildError, Layer, NotApplicable, Violation, cast
 from biases.traits import Traits
 
+# The longest window for which masks and biases are made: they are cheap.
+_MOST = 1200
 OTHERS = ((64, 8), (16, 2), (24, 3), (32, 4))
 
 
@@ -56,8 +61,12 @@ def mask_shape(case: Case) -> None:
 
 def nothing_hidden(traits: Traits) -> str | None:
     if traits.causal or traits.window is not None:
-        return None
+        return out_of_reach(_MOST)(traits)
     return "neither Traits.causal nor Traits.window says which keys may be seen"
+
+
+def _sizes(traits: Traits) -> Mapping[str, Any]:
+    return with_edge(traits, drawn_sizes(traits), _MOST)
 
 
 @promises(
@@ -66,10 +75,10 @@ def nothing_hidden(traits: Traits) -> str | None:
     trait="Traits.causal or Traits.window is set",
     reason=nothing_hidden,
     kinds=("bias",),
-    drawn=drawn_sizes,
+    drawn=_sizes,
 )
 def bias_visibility(case: Case) -> None:
-    layer, first, second = built(case)
+    layer, first, second = _built(case)
     values = bias_of(case, layer, first, second).values
     for head, seen in enumerate(~values.isneginf()):
         _assert_support(case, seen, first, second, f"bias of head {head}: a key with a bias other than -inf is visible")
@@ -81,11 +90,23 @@ def bias_visibility(case: Case) -> None:
     trait="Traits.causal or Traits.window is set",
     reason=nothing_hidden,
     kinds=("mask",),
-    drawn=drawn_sizes,
+    drawn=_sizes,
 )
 def mask_support(case: Case) -> None:
-    layer, first, second = built(case)
+    layer, first, second = _built(case)
     _assert_support(case, mask_of(case, layer, first, second), first, second, "mask")
+
+
+def _built(case: Case) -> tuple[Layer, int, int]:
+    """The subject and the sizes of this example, past the window where it is of its edge."""
+    layer, first, second = built(case)
+    if case.grid is not None:
+        wide = map_beyond(case.subject.traits, _MOST) if case.example.get("reach") == "edge" else None
+        return layer, *(wide or case.grid)
+    edge = edge_length(case, _MOST)
+    if edge is None:
+        return layer, first, second
+    return layer, min(first, edge) if case.subject.traits.alignment == "lower-right" else edge, edge
 
 
 def _assert_support(case: Case, seen: Tensor, first: int, second: int, what: str) -> None:
@@ -110,7 +131,8 @@ def _assert_support(case: Case, seen: Tensor, first: int, second: int, what: str
     should = expected[query].nonzero().flatten().tolist()
     raise Violation(
         f"{what}\nquery {query}, key {key} for sizes ({first}, {second}): expected {want}, got {got}\n"
-        f"  query {query} sees the keys {sees}, expected {should}; {int(wrong.sum())} of {wrong.numel()} pairs wrong"
+        f"  query {query} sees the keys {listed(sees)}, expected {listed(should)}; "
+        f"{int(wrong.sum())} of {wrong.numel()} pairs wrong"
     )
 
 
