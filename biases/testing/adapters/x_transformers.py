@@ -104,12 +104,15 @@ def _ready(
 WINDOW = 4
 _SLOPES = Traits(decay=Decay("linear", "past", "logits", "alibi"))
 
+_CAST = "inv_freq is a buffer, which a cast of the module rounds"
 plain = attention().named("x_transformers", "plain")
 causal = attention(causal=True).named("x_transformers", "causal")
 causal_flash = attention(causal=True, flash=True).named("x_transformers", "causal_flash")
 grouped = attention(causal=True, kv_heads=1).named("x_transformers", "grouped")
 window = attention(causal=True, max_attend_past=WINDOW - 1).named("x_transformers", "window")
-rotated = attention(causal=True, rotary=True).named("x_transformers", "rotated")
+rotated = attention(causal=True, rotary=True).named(
+    "x_transformers", "rotated", known_failures={"bfloat16-budget": _CAST}
+)
 alibi = attention(causal=True, alibi=True).named("x_transformers", "alibi")
 alibi_flash = attention(causal=True, alibi=True, flash=True).named("x_transformers", "alibi_flash")
 alibi_symmetric = attention(alibi=True).named("x_transformers", "alibi_symmetric")
@@ -118,7 +121,7 @@ rotary = _ready(
     "encoding",
     Traits(position="relative"),
     "rotary",
-    {"dtype-cast-keeps-positions": "inv_freq is a buffer, which a cast of the module rounds"},
+    dict.fromkeys(("dtype-cast-keeps-positions", "bfloat16-budget"), _CAST),
 )
 alibi_bias = _ready(
     _alibi_bias,
