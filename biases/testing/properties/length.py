@@ -90,7 +90,7 @@ def block_boundaries(case: Case) -> None:
 def _causal_boundaries(case: Case) -> None:
     length = case.length
     layer, x, out = case.run(case.precise)
-    usual = x[:, : _USUAL]
+    usual = x[:, :_USUAL]
     out_usual = case.call(layer, usual)
     inside = 0.0
     if case.precise == torch.float64:
@@ -128,7 +128,7 @@ def _assert_near(
 def _assert_seen(case: Case) -> None:
     """What sees other tokens is seen by others, where it is so for a usual length."""
     layer, x = case.layer(case.precise), case.input(case.precise)
-    length, usual = x.shape[1], x[:, : _USUAL]
+    length, usual = x.shape[1], x[:, :_USUAL]
     for back in range(min(_LAST, usual.shape[1])):
         if not _seen(case, layer, usual, usual.shape[1] - 1 - back):
             continue
@@ -193,7 +193,7 @@ def _peak(case: Case, length: int) -> int:
     sized = replace(case, example={**case.example, "length": length})
     layer, x = sized.layer(case.single), sized.input(case.single).detach().requires_grad_()
     weighting = sized.normal(x, 2)
-    sized.call(layer, x.detach()[:, : 8])
+    sized.call(layer, x.detach()[:, :8])
 
     def step() -> object:
         out = sized.call(layer, x, grad=True)
