@@ -11,6 +11,7 @@ from biases.testing.check import check_attention
 from biases.testing.properties import PROPERTIES
 from biases.traits import Traits
 
+_ARGUMENTS = tuple(inspect.signature(check_attention).parameters)
 Entry = Callable[..., Any] | tuple[Callable[..., Any], Traits]
 
 
@@ -52,7 +53,7 @@ def parametrize_with_properties(
         if not (callable(entry) or (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[0]))):
             fail(f"subject {name!r}", "a factory or (factory, traits)", repr(entry))
     for option in options:
-        one_of("argument of check_attention", option, list(inspect.signature(check_attention).parameters))
+        one_of("argument of check_attention", option, _ARGUMENTS)
     known = {name: dict(reasons) for name, reasons in (known_failures or {}).items()}
     for name, reasons in known.items():
         if name not in subjects:
