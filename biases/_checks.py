@@ -65,3 +65,13 @@ def boolean(what: str, x: object) -> Tensor:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         fail(what, "a boolean tensor, True = may attend", got)
     return x
+
+
+def feature_map(what: str, x: object, dim: int) -> Tensor:
+    """Check for maps (B, H, W, C) of width C = ``dim`` with at least one pixel."""
+    maps = rank(what, x, "B H W C")
+    if maps.shape[-1] != dim:
+        fail(what, f"width {dim}", maps.shape[-1])
+    if maps.shape[1] < 1 or maps.shape[2] < 1:
+        fail(what, "at least one pixel", tuple(maps.shape))
+    return maps

@@ -21,6 +21,7 @@ from biases.backends import (
     fused,
     reference,
 )
+from biases.backends.reference import dense_weights
 
 BACKENDS = ("auto", "fused", "dense", "reference")
 ALIGNMENTS = ("upper-left", "lower-right")
@@ -110,6 +111,25 @@ def formulation(
 ) -> Formulation:
     """How ``attend(..., backend="auto")`` with these arguments would be run, and why."""
     return formulate(_problem(q, k, v, bias, key_gate, weights, decay, mask, causal, alignment, dropout, scale))
+
+
+def pair_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    bias: PairTerm | Sequence[PairTerm] | None = None,
+    key_gate: KeyGate | None = None,
+    weights: str = "softmax",
+    decay: DecayTerm | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    alignment: str | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What multiplies the values in :func:`attend`, by the specification: (B, H, L, S), float64."""
+    problem = _problem(q, k, k, bias, key_gate, weights, decay, mask, causal, alignment, 0.0, scale)
+    i, j = problem.geometry.positions(q.device)
+    return dense_weights(problem, problem.q, i, j, torch.float64, slice(None))
 
 
 def _problem(
