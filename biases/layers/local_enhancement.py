@@ -1,4 +1,4 @@
-"""Local context enhancement (RMT, arXiv 2309.11523 Eq. 7): a depthwise convolution of the values, added to attention."""
+"""Local context enhancement (RMT, arXiv 2309.11523 Eq. 7): a depthwise convolution of the values, beside attention."""
 
 from __future__ import annotations
 
