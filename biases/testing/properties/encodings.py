@@ -1,12 +1,12 @@
 """Promises of positional encodings: callables (x, positions) -> x with the positions in it, (B, H, T, D).
 
-Catalogue of published faults of this kind: xformers#779 (layout of cosines and sines), equinox 0.13.8 (a cache whose
-key lacks the base). Those of rounding are in :mod:`biases.testing.properties.encoding_precision`.
+Catalogue of published faults of this kind: xformers#779 (layout of cosines and sines). Those of rounding are in
+:mod:`biases.testing.properties.encoding_precision`, those of tables that are kept in
+:mod:`biases.testing.properties.encoding_tables`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -18,7 +18,7 @@ from biases.testing.case import Case
 from biases.testing.compare import assert_tolerance
 from biases.testing.properties.base import magnitude, promises
 from biases.testing.strategies import MODERATE
-from biases.testing.subject import BuildError, Layer, NotApplicable, Raised, Violation, cast
+from biases.testing.subject import Layer, NotApplicable, Raised, Violation
 from biases.traits import Traits
 
 ENCODING = ("encoding",)
@@ -101,7 +101,8 @@ def rounding(dtype: torch.dtype, last: int) -> float:
     return 8 * torch.finfo(dtype).eps + 8 * _EPS32 * (1 + last)
 
 
-def _tolerance(out: Tensor, last: int) -> float:
+def tolerance_of(out: Tensor, last: int) -> float:
+    """The same for the result ``out``, in its own units."""
     return rounding(out.dtype, last) * magnitude(out)
 
 
@@ -196,7 +197,7 @@ def norm_preservation(case: Case) -> None:
     first = encode(case, layer, x, torch.zeros_like(count_from(case, 0))).norm(dim=-1)
     got = encode_far(case, layer, x, count_from(case, start)).norm(dim=-1)
     what = f"norms of the tokens at positions {start}..{start + case.length - 1}, against position 0"
-    assert_tolerance(got, first, tolerance=_tolerance(first, start + case.length), what=what)
+    assert_tolerance(got, first, tolerance=tolerance_of(first, start + case.length), what=what)
 
 
 @promises(
@@ -213,7 +214,7 @@ def positions_respected(case: Case) -> None:
     for at in range(case.length):
         alone = encode(case, layer, x[:, :, at : at + 1].contiguous(), positions[at : at + 1])
         what = f"token {at} of those at positions {positions.tolist()}, against the same token alone"
-        tolerance = _tolerance(out, int(positions.max()))
+        tolerance = tolerance_of(out, int(positions.max()))
         assert_tolerance(out[:, :, at : at + 1], alone, tolerance=tolerance, what=what)
 
 
@@ -295,80 +296,5 @@ def absolute_added(case: Case) -> None:
     positions = count_from(case, 0)
     table = encode(case, layer, torch.zeros_like(x), positions)
     out = encode(case, layer, x, positions)
-    tolerance = max(_tolerance(each, case.length) for each in (out, x, table))
+    tolerance = max(tolerance_of(each, case.length) for each in (out, x, table))
     assert_tolerance(out, x + table, tolerance=tolerance, what="encoding, against the token plus the encoding of zero")
-
-
-@promises(
-    "table-growth",
-    "An encoding does not depend on the positions and dtypes that it was asked for before.",
-    kinds=ENCODING,
-    domains=SEQUENCE,
-    drawn=lengths(2, 8, among=MODERATE),
-)
-def table_growth(case: Case) -> None:
-    x, positions = tokens(case, case.precise), count_from(case, 0)
-    with case.subject.isolated():
-        alone = encode(case, case.raw(case.precise), x, positions)
-    far = count_from(case, max(0, reach(case, 500) + 1 - case.length))
-    before = {
-        "one position": (x[:, :, :1].contiguous(), positions[:1]),
-        "larger positions": (x, far),
-        "a bfloat16 input": (x.to(torch.bfloat16), positions),
-        "the same positions, reversed": (x, positions.flip(0)),
-    }
-    for name, inputs in before.items():
-        with case.subject.isolated():
-            layer = case.raw(case.precise)
-            # Whether it takes that call is not the question here.
-            with suppress(Violation):
-                encode(case, layer, *inputs)
-            out = encode(case, layer, x, positions)
-        what = f"encoding after a call for {name}, against before"
-        assert_tolerance(out, alone, tolerance=_tolerance(alone, case.length), what=what)
-
-
-@promises(
-    "instance-isolation",
-    "Another encoding, with another base or another such option, does not change this one.",
-    trait="its factory takes a base, or another option that is a number",
-    kinds=ENCODING,
-    domains=SEQUENCE,
-    drawn=lengths(2, 8, among=MODERATE),
-)
-def instance_isolation(case: Case) -> None:
-    others = _other_options(case)
-    if not others:
-        raise NotApplicable("its factory has no option that is a number, so that none can be built otherwise")
-    x, positions = tokens(case, case.precise), count_from(case, 0)
-    with case.subject.isolated():
-        alone = encode(case, case.raw(case.precise), x, positions)
-
-    def use_others() -> None:
-        for options in others:
-            # Whether those work is not the question here.
-            with suppress(BuildError, Violation):
-                raw = case.subject.build(case.dim, case.heads, seed=case.example["seed"], options=options)
-                encode(case, cast(raw, case.precise, case.device), x, positions)
-
-    use_others()
-    layer = case.raw(case.precise)
-    tolerance, changed = _tolerance(alone, case.length), f"with {', '.join(map(str, others))}"
-    what = f"encoding after others {changed} were used, against before"
-    assert_tolerance(encode(case, layer, x, positions), alone, tolerance=tolerance, what=what)
-    use_others()
-    assert_tolerance(encode(case, layer, x, positions), alone, tolerance=tolerance, what=f"second {what}")
-
-
-def _other_options(case: Case) -> list[dict[str, Any]]:
-    """Options that differ from the subject's in one number, which sets a scale: a float, or one named for a base."""
-    given = dict(case.subject.options)
-    numbers = dict(given)
-    with suppress(TypeError, ValueError):
-        named = inspect.signature(case.subject.make_layer).parameters
-        numbers = {name: each.default for name, each in named.items()} | given
-    return [
-        {**given, name: type(value)(value / 100) or value + 1}
-        for name, value in numbers.items()
-        if isinstance(value, float) or (type(value) is int and any(word in name.lower() for word in ("base", "theta")))
-    ]
