@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from biases.testing.mutants.base import mutant, sound
+from biases.testing.mutants.multi_head import MultiHead
 from biases.traits import Traits
 
 MAP = Traits(domain="image", normalisation="row", equivariant_to=("flip", "transpose"))
@@ -15,16 +16,8 @@ WINDOWS = Traits(domain="image", normalisation="row", window=3)
 
 
 @sound("manhattan-map", MAP)
-class ManhattanMap(nn.Module):
+class ManhattanMap(MultiHead):
     """Attention over a map, (B, H, W, C), whose logits fall with the Manhattan distance."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim: expected a multiple of heads={heads}, got {dim}")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from biases.testing.mutants.base import mutant, sound
+from biases.testing.mutants.multi_head import MultiHead
 from biases.traits import Traits
 
 CAUSAL = Traits(causal=True)
@@ -21,18 +22,10 @@ SET = Traits(equivariant_to=("permutation",))
 
 
 @sound("plain", CAUSAL)
-class Plain(nn.Module):
+class Plain(MultiHead):
     """Causal multi-head attention; the faults are overrides of one step of it."""
 
     causal = True
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim: expected a multiple of heads={heads}, got {dim}")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from biases.testing.mutants.base import mutant, sound
 from biases.testing.mutants.layers import WINDOW, Plain, Windowed
+from biases.testing.mutants.multi_head import MultiHead
 from biases.testing.mutants.operators import CAUSAL, Causal
 from biases.traits import Traits
 
@@ -109,16 +110,8 @@ def delta_rule(dim: int, heads: int) -> Callable[[Tensor, Tensor, Tensor], Tenso
 
 
 @sound("shifted-windows", SHIFTED)
-class ShiftedWindows(nn.Module):
+class ShiftedWindows(MultiHead):
     """Attention in windows of a map (B, H, W, C), shifted as in Swin: pad, roll, cut, attend, and back."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim: expected a multiple of heads={heads}, got {dim}")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4:
