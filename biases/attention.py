@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from biases._checks import boolean, fail, one_of, rank
+from biases._checks import boolean, fail, one_of, positive_int, rank
 from biases.backends import (
+    WEIGHTS,
     DecayTerm,
     Formulation,
     Geometry,
@@ -26,7 +27,6 @@ from biases.backends.reference import dense_weights
 BACKENDS = ("auto", "fused", "dense", "reference")
 ALIGNMENTS = ("upper-left", "lower-right")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-WEIGHTS = ("softmax", "sigmoid", "linear")
 
 
 def attend(
@@ -40,6 +40,7 @@ def attend(
     decay: DecayTerm | None = None,
     mask: Tensor | None = None,
     causal: bool = False,
+    window: int | None = None,
     alignment: str | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
@@ -53,12 +54,16 @@ def attend(
         v: values, (B, G, S, Dv).
         bias: object or objects added to the logits.
         key_gate: gate on the keys.
-        weights: ``"softmax"``, ``"sigmoid"`` or ``"linear"`` (the logits themselves).
-        decay: decay with distance; its ``placement`` says where it acts.
+        weights: ``"softmax"``, ``"sigmoid"``, ``"sigmoid-normalised"`` (sigmoids divided by the sum of their row) or
+            ``"linear"`` (the logits themselves).
+        decay: decay with distance; its ``placement`` says where it acts: inside the softmax or sigmoid, or on the
+            finished weights, normalised ones included.
         mask: boolean, True = may attend, broadcastable to (B, H, L, S). Padding of keys is ``keep[:, None, None, :]``
             with ``keep`` (B, S); such keys are excluded whatever they hold, NaN included. A query without any key gives
             zeros, and finite gradients.
         causal: query ``i`` sees keys at its position and before.
+        window: with ``causal``, how many keys a query sees, that at its own position included; ``None`` for all. Later
+            keys and those before the window weigh exactly 0, whatever finite numbers they hold.
         alignment: needed where L != S and positions matter: ``"upper-left"`` (query i stands at key i, as
             ``scaled_dot_product_attention(is_causal=True)``) or ``"lower-right"`` (the last query stands at the last
             key, as in decoding).
@@ -74,7 +79,7 @@ def attend(
     Raises:
         ValueError: shapes, dtypes or options that do not fit, stating expected and got.
     """
-    problem = _problem(q, k, v, bias, key_gate, weights, decay, mask, causal, alignment, dropout, scale)
+    problem = _problem(q, k, v, bias, key_gate, weights, decay, mask, causal, window, alignment, dropout, scale)
     one_of("backend", backend, BACKENDS)
     if problem.q.numel() == 0 or problem.v.numel() == 0:
         return problem.q.sum(-1, keepdim=True).expand(*problem.q.shape[:3], problem.v.shape[-1]) * 0.0
@@ -105,12 +110,13 @@ def formulation(
     decay: DecayTerm | None = None,
     mask: Tensor | None = None,
     causal: bool = False,
+    window: int | None = None,
     alignment: str | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Formulation:
     """How ``attend(..., backend="auto")`` with these arguments would be run, and why."""
-    return formulate(_problem(q, k, v, bias, key_gate, weights, decay, mask, causal, alignment, dropout, scale))
+    return formulate(_problem(q, k, v, bias, key_gate, weights, decay, mask, causal, window, alignment, dropout, scale))
 
 
 def pair_weights(
@@ -123,13 +129,14 @@ def pair_weights(
     decay: DecayTerm | None = None,
     mask: Tensor | None = None,
     causal: bool = False,
+    window: int | None = None,
     alignment: str | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """What multiplies the values in :func:`attend`, by the specification: (B, H, L, S), float64."""
-    problem = _problem(q, k, k, bias, key_gate, weights, decay, mask, causal, alignment, 0.0, scale)
+    problem = _problem(q, k, k, bias, key_gate, weights, decay, mask, causal, window, alignment, 0.0, scale)
     i, j = problem.geometry.positions(q.device)
-    return dense_weights(problem, problem.q, i, j, torch.float64, slice(None))
+    return dense_weights(problem, problem.q, problem.k, i, j, torch.float64)
 
 
 def _problem(
@@ -142,6 +149,7 @@ def _problem(
     decay: DecayTerm | None,
     mask: Tensor | None,
     causal: bool,
+    window: int | None,
     alignment: str | None,
     dropout: float,
     scale: float | None,
@@ -159,7 +167,11 @@ def _problem(
     biases = terms(bias)
     if decay is not None:
         check_decay(decay, weights)
-    geometry = Geometry(L, S, _offset(L, S, alignment, causal, biases, decay), causal)
+    check_window("attend", window, causal)
+    offset = _offset(L, S, alignment, causal, biases, decay)
+    # A window that holds every key before every query takes nothing away.
+    limits = window is not None and window < L + offset
+    geometry = Geometry(L, S, offset, causal, window if limits else None)
     for term in (*biases, *([decay] if decay is not None else [])):
         term.check(geometry, batch, heads)
     if key_gate is not None:
@@ -219,6 +231,15 @@ def check_decay(decay: DecayTerm, weights: str) -> None:
         )
     if weights == "linear" and decay.placement != "weights":
         fail("decay placement with linear weights", "'weights'", repr(decay.placement))
+
+
+def check_window(what: str, window: object, causal: bool) -> None:
+    """Check that ``window`` is ``None``, or a number of keys and that attention is causal."""
+    if window is None:
+        return
+    positive_int(f"{what} window", window)
+    if not causal:
+        fail(f"{what} window", "None where causal is False", window)
 
 
 def _offset(

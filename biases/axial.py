@@ -11,15 +11,15 @@ attention over the whole map, whatever the decay.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from biases._checks import boolean, fail, one_of, rank
-from biases.attention import attend, pair_weights
+from biases.attention import BACKENDS, attend, pair_weights
 from biases.backends import DecayTerm, PairTerm
 
 ORDERS = ("width-first", "height-first")
@@ -49,8 +49,9 @@ def attend_decomposed(
         bias: terms of the distance along an axis, such as ``ALiBi(...)``, added to the logits of both passes.
         weights: ``"softmax"``, ``"sigmoid"``, ... as for :func:`biases.attend`, for both passes.
         decay: decay with the distance along an axis, for both passes; its ``placement`` says where it acts.
-        masks: along the columns, (B' , H, H), and along the rows, (B', W, W), with B' dividing B (windows of one map
-            follow one another in the batch), True = may attend; ``None`` for no mask.
+        masks: along the columns, (B', H, H), and along the rows, (B', W, W), True = may attend; ``None`` for no mask.
+            B' divides B, and the masks are used in turn: map b takes mask b mod B', so that the windows of one image
+            follow one another in the batch (:meth:`biases.windows.Windows.axis_masks`).
         rotation: (B, heads, T, D) -> the same, applied to queries and keys along the axis of each pass.
         order: ``"width-first"`` (along the rows first, as RMT) or ``"height-first"``.
         scale: factor of q . k, default ``1 / sqrt(D)``.
@@ -63,13 +64,14 @@ def attend_decomposed(
     Raises:
         ValueError: shapes or options that do not fit, stating expected and got.
     """
+    one_of("backend", backend, BACKENDS)
     passes = _passes(q, k, v, bias, weights, decay, masks, rotation, order, scale)
     if backend == "reference":
         effective = _effective(passes, order)
         return (effective @ v.to(torch.float64).flatten(2, 3)).to(q.dtype).unflatten(2, v.shape[2:4])
     out = v
     for each in passes:
-        out = each.unfold(attend(each.q, each.k, each.fold(out), backend=backend, **each.options))
+        out = each.attend(out, backend)
     return out
 
 
@@ -85,48 +87,51 @@ def decomposed_weights(
     order: str = "width-first",
     scale: float | None = None,
 ) -> Tensor:
-    """The weights E that :func:`attend_decomposed` amounts to, over pairs of pixels in raster order: (B, heads, H W,
-    H W), float64."""
+    """The weights E that :func:`attend_decomposed` amounts to, the specification: dense, for small maps.
+
+    Returns:
+        (B, heads, H W, H W), float64: queries, then keys, both in raster order.
+
+    Raises:
+        ValueError: as :func:`attend_decomposed`.
+    """
     return _effective(_passes(q, k, k, bias, weights, decay, masks, rotation, order, scale), order)
 
 
+@dataclass(frozen=True)
 class _Pass:
-    """Attention along one axis: the other axis is folded into the batch."""
+    """Attention along one axis, the other axis being folded into the batch.
 
-    def __init__(self, axis: str, q: Tensor, k: Tensor, mask: Tensor | None, rotation: Rotation | None) -> None:
-        self.axis, self.batch = axis, q.shape[0]
-        self.q, self.k = self.fold(q), self.fold(k)
-        if rotation is not None:
-            self.q, self.k = rotation(self.q), rotation(self.k)
-        self.lines = self.q.shape[0] // max(self.batch, 1)
-        self.mask = self._mask(mask)
-        self.options: dict[str, Any] = {}
+    Attributes:
+        axis: ``"width"`` (along the rows) or ``"height"`` (along the columns).
+        batch, lines: number of maps, and of rows or columns in one.
+        q, k: (``batch * lines``, heads, T, D), T being the length of a line.
+        options: of :func:`biases.attend`.
+    """
 
-    def fold(self, x: Tensor) -> Tensor:
-        """(B, heads, H, W, D) -> (B * lines, heads, T, D), lines being the rows or the columns."""
-        line_first = (0, 2, 1, 3, 4) if self.axis == "width" else (0, 3, 1, 2, 4)
-        return x.permute(line_first).flatten(0, 1)
+    axis: str
+    batch: int
+    lines: int
+    q: Tensor
+    k: Tensor
+    options: dict[str, Any]
 
-    def unfold(self, x: Tensor) -> Tensor:
-        """Undo :meth:`fold`."""
+    def attend(self, v: Tensor, backend: str) -> Tensor:
+        """(B, heads, H, W, Dv) -> the same."""
+        out = attend(self.q, self.k, _fold(v, self.axis), backend=backend, **self.options)
         back = (0, 2, 1, 3, 4) if self.axis == "width" else (0, 2, 3, 1, 4)
-        return x.unflatten(0, (self.batch, self.lines)).permute(back)
-
-    def _mask(self, mask: Tensor | None) -> Tensor | None:
-        if mask is None:
-            return None
-        length, what = self.q.shape[2], f"attend_decomposed mask along the {self.axis}"
-        boolean(what, mask)
-        if mask.ndim != 3 or tuple(mask.shape[1:]) != (length, length) or self.batch % max(mask.shape[0], 1):
-            fail(what, f"shape (B', {length}, {length}) with B' dividing {self.batch}", tuple(mask.shape))
-        if mask.shape[0] > 1:
-            mask = mask.repeat(self.batch // mask.shape[0], 1, 1).repeat_interleave(self.lines, 0)
-        return mask[:, None]
+        return out.unflatten(0, (self.batch, self.lines)).permute(back)
 
     def weights(self) -> Tensor:
         """(B, heads, lines, T, T), float64."""
         dense = pair_weights(self.q, self.k, **self.options)
         return dense.unflatten(0, (self.batch, self.lines)).transpose(1, 2)
+
+
+def _fold(x: Tensor, axis: str) -> Tensor:
+    """(B, heads, H, W, D) -> (B * lines, heads, T, D), lines being the rows or the columns."""
+    line_first = (0, 2, 1, 3, 4) if axis == "width" else (0, 3, 1, 2, 4)
+    return x.permute(line_first).flatten(0, 1)
 
 
 def _passes(
@@ -142,19 +147,44 @@ def _passes(
     scale: float | None,
 ) -> list[_Pass]:
     one_of("attend_decomposed order", order, ORDERS)
+    _check_tensors(q, k, v)
+    if not isinstance(masks, tuple) or len(masks) != 2:
+        fail("attend_decomposed masks", "a pair: along the columns, along the rows", type(masks).__name__)
+    mask_of = dict(zip(("height", "width"), masks, strict=True))
+    batch, _, height, width, _ = q.shape
+    passes = []
+    for axis in ("width", "height") if order == "width-first" else ("height", "width"):
+        lines, length = (height, width) if axis == "width" else (width, height)
+        mask = _mask(mask_of[axis], axis, batch, lines, length)
+        options = {"bias": bias, "weights": weights, "decay": decay, "mask": mask, "scale": scale}
+        folded = [_fold(x, axis) for x in (q, k)]
+        q_line, k_line = folded if rotation is None else (rotation(x) for x in folded)
+        passes.append(_Pass(axis, batch, lines, q_line, k_line, options))
+    return passes
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         rank(f"attend_decomposed {name}", x, "B heads H W D")
         if x.shape[:4] != q.shape[:4]:
             fail(f"attend_decomposed {name}", f"shape {tuple(q.shape[:4])} and a width, as q", tuple(x.shape))
-    scale = 1.0 / math.sqrt(max(q.shape[-1], 1)) if scale is None else scale
-    axes = ("width", "height") if order == "width-first" else ("height", "width")
-    mask_of = dict(zip(("height", "width"), masks, strict=True))
-    passes = []
-    for axis in axes:
-        each = _Pass(axis, q, k, mask_of[axis], rotation)
-        each.options = {"bias": bias, "weights": weights, "decay": decay, "mask": each.mask, "scale": scale}
-        passes.append(each)
-    return passes
+        if x.dtype != q.dtype or x.device != q.device:
+            fail(f"attend_decomposed {name}", f"{q.dtype} on {q.device}, as q", f"{x.dtype} on {x.device}")
+    if k.shape[-1] != q.shape[-1]:
+        fail("attend_decomposed k", f"width {q.shape[-1]}, as q", k.shape[-1])
+
+
+def _mask(mask: Tensor | None, axis: str, batch: int, lines: int, length: int) -> Tensor | None:
+    """(B', T, T) -> (B * lines, 1, T, T), or (1, 1, T, T) where all lines have one mask."""
+    if mask is None:
+        return None
+    what = f"attend_decomposed mask along the {axis}"
+    boolean(what, mask)
+    if mask.ndim != 3 or tuple(mask.shape[1:]) != (length, length) or not len(mask) or batch % len(mask):
+        fail(what, f"shape (B', {length}, {length}) with B' dividing {batch}", tuple(mask.shape))
+    if len(mask) > 1:
+        mask = mask.repeat(batch // len(mask), 1, 1).repeat_interleave(lines, 0)
+    return mask[:, None]
 
 
 def _effective(passes: list[_Pass], order: str) -> Tensor:

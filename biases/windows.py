@@ -129,9 +129,8 @@ class Windows:
     def partition(self, x: Tensor) -> Tensor:
         """Pad, roll and cut: (B, ``rows.side``, ``columns.side``, C) -> (B * ``count``, *``size``, C)."""
         rows, columns = self.rows, self.columns
-        if x.ndim != 4 or tuple(x.shape[1:3]) != (rows.side, columns.side):
-            fail("Windows.partition x", f"shape (B, {rows.side}, {columns.side}, C)", tuple(x.shape))
-        return self._cut(self.roll(x))
+        cut = self.roll(x).unflatten(2, (columns.count, columns.size)).unflatten(1, (rows.count, rows.size))
+        return cut.transpose(2, 3).flatten(0, 2)
 
     def reverse(self, x: Tensor) -> Tensor:
         """Undo :meth:`partition`: (B * ``count``, *``size``, C) -> (B, ``rows.side``, ``columns.side``, C)."""
@@ -139,28 +138,25 @@ class Windows:
         if x.ndim != 4 or tuple(x.shape[1:3]) != self.size or x.shape[0] % self.count:
             expected = f"shape (B * {self.count}, {rows.size}, {columns.size}, C)"
             fail("Windows.reverse x", expected, tuple(x.shape))
-        cut = x.unflatten(0, (-1, rows.count, columns.count))
+        cut = x.unflatten(0, (x.shape[0] // self.count, rows.count, columns.count))
         return self.unroll(cut.transpose(2, 3).flatten(3, 4).flatten(1, 2))
 
     def roll(self, x: Tensor) -> Tensor:
         """Pad and roll, without cutting: (B, height, width, C) -> (B, ``rows.padded``, ``columns.padded``, C)."""
         rows, columns = self.rows, self.columns
+        _expect("Windows.roll x", x, rows.side, columns.side)
         below, right = rows.padded - rows.side, columns.padded - columns.side
         if below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
         return x.roll((-rows.shift, -columns.shift), (1, 2)) if rows.shift or columns.shift else x
 
     def unroll(self, x: Tensor) -> Tensor:
-        """Undo :meth:`roll`, padding removed."""
+        """Undo :meth:`roll`: (B, ``rows.padded``, ``columns.padded``, C) -> (B, ``rows.side``, ``columns.side``, C)."""
         rows, columns = self.rows, self.columns
+        _expect("Windows.unroll x", x, rows.padded, columns.padded)
         if rows.shift or columns.shift:
             x = x.roll((rows.shift, columns.shift), (1, 2))
         return x[:, : rows.side, : columns.side]
-
-    def _cut(self, x: Tensor) -> Tensor:
-        rows, columns = self.rows, self.columns
-        cut = x.unflatten(2, (columns.count, columns.size)).unflatten(1, (rows.count, rows.size))
-        return cut.transpose(2, 3).flatten(0, 2)
 
     def axis_masks(self, device: torch.device | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Masks along the columns and along the rows of each window: (``count``, h, h) and (``count``, w, w).
@@ -183,3 +179,8 @@ class Windows:
         vertical = everywhere if down is None else down[:, :, None, :, None]
         horizontal = everywhere if across is None else across[:, None, :, None, :]
         return (vertical & horizontal).expand(self.count, h, w, h, w).reshape(self.count, h * w, h * w)
+
+
+def _expect(what: str, x: Tensor, height: int, width: int) -> None:
+    if x.ndim != 4 or tuple(x.shape[1:3]) != (height, width):
+        fail(what, f"shape (B, {height}, {width}, C)", tuple(x.shape))

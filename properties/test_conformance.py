@@ -21,6 +21,7 @@ from biases.traits import Decay
 CONTEXT = 256
 ROW = Traits(mask=("boolean",), masked_values="any", normalisation="row", empty_row="zero", memory="linear")
 CAUSAL = ROW.but(causal=True, alignment="upper-left")
+UPPER_LEFT = {"alignment": "upper-left"}
 BACKENDS = ("fused", "dense", "reference")
 
 
@@ -44,6 +45,10 @@ def operator(traits: Traits, make_bias: Callable[[int], dict[str, Any]] = lambda
 
 def alibi(heads: int) -> dict[str, Any]:
     return {"bias": ALiBi(heads)}
+
+
+def balanced_alibi(heads: int) -> dict[str, Any]:
+    return {"bias": ALiBi(heads, rule="halving", balanced=True, odd="zero")}
 
 
 def symmetric_alibi(heads: int) -> dict[str, Any]:
@@ -153,6 +158,18 @@ SUBJECTS = {
         ),
         weights="sigmoid",
     ),
+    "attend-window": operator(CAUSAL.but(window=3, equivariant_to=("heads",)), causal=True, window=3, **UPPER_LEFT),
+    "attend-sigmoid-window": operator(
+        CAUSAL.but(window=5, normalisation="none"),
+        balanced_alibi,
+        weights="sigmoid",
+        causal=True,
+        window=5,
+        **UPPER_LEFT,
+    ),
+    "attend-sigmoid-normalised": operator(
+        ROW.but(equivariant_to=("permutation", "heads"), position="none"), weights="sigmoid-normalised"
+    ),
     "alibi": kinds.bias(dense_alibi, PAST.but(decay=Decay("linear", "past", "logits", "alibi"))),
     "alibi-symmetric": kinds.bias(dense_symmetric, Traits(decay=Decay("linear", "absolute", "logits", "alibi"))),
     "retention": kinds.bias(dense_retention, PAST.but(decay=Decay("exponential", "past", "logits", "retention"))),
@@ -175,7 +192,9 @@ def test_conformance(check: Callable[[], None]) -> None:
     check()
 
 
-LAYERS = {name: zoo.factory(name) for name in zoo.names("layer")}
+# Windows short enough for the sequences on which a shift is observed.
+SHORT = ["swat[window=4]", "swat[window=5,normalise=True,slopes=negative]"]
+LAYERS = {name: zoo.factory(name) for name in [*zoo.names("layer"), *SHORT]}
 KNOWN_FAILURES = {name: zoo.get(name).known_failures for name in LAYERS if zoo.get(name).known_failures}
 
 

@@ -81,13 +81,19 @@ def test_published_ega_lets_the_future_through():
     assert moved("ega-prefix") < 1e-5
 
 
-@pytest.mark.parametrize("attention", zoo.names("layer"))
+@pytest.mark.parametrize("attention", zoo.names("layer", "sequence"))
 def test_every_layer_fits_into_the_model(attention):
     model = small(attention=attention)
     logits = model(characters(9))
     assert logits.shape == (2, 9, 11)
     nn.functional.cross_entropy(logits.flatten(0, 1), characters(9, 1).flatten()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("attention", zoo.names("layer", "image"))
+def test_layers_for_images_are_refused(attention):
+    with pytest.raises(ValueError, match=rf"CharGPT attention '{attention}': expected a layer for sequences"):
+        small(attention=attention)
 
 
 def test_rotary_turns_every_layer_and_nothing_else_does():
@@ -196,7 +202,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(tokens), model(tokens))
 
 
-@pytest.mark.parametrize("attention", ["standard", "ega", "alibi", "retention", "mq-ef"])
+@pytest.mark.parametrize("attention", ["standard", "ega", "alibi", "retention", "mq-ef", "swat[window=5]"])
 def test_the_model_agrees_with_its_specification(attention):
     """float32 on the fast path against float64 on the reference: two blocks round some hundred times."""
     model = small(attention=attention)

@@ -39,6 +39,14 @@ def test_list_as_json_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["name"] for row in rows] == zoo.names("position")
 
 
+def test_check_all_covers_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of sequences and those of images."""
+    arguments = ["check", "all", "--json", "--max-examples", "1", "--property", "shape-dtype-device"]
+    assert main(arguments) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert {result["subject"]: result["status"] for result in results} == dict.fromkeys(zoo.names("layer"), "passed")
+
+
 def test_list_of_one_shows_what_it_breaks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "ega"]) == 0
     out = capsys.readouterr().out

@@ -16,14 +16,16 @@ import pytest
 import biases
 
 PACKAGE = Path(biases.__file__).parent
-OPTIONAL = ("asv", "hypothesis", "jinja2", "plotly", "pytest", "ray", "rich", "scipy", "sklearn", "tensorboard")
+OPTIONAL = (
+    *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn", "tensorboard"),
+)
 
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the
 # public names of the whole package, as a user does.
 ROWS = {
     **dict.fromkeys(("_checks", "_files", "_memory", "traits", "registry"), 0),
     "backends": 1,
-    **dict.fromkeys(("attention", "positions", "decays", "gates", "windows"), 2),
+    **dict.fromkeys(("attention", "axial", "positions", "decays", "gates", "windows"), 2),
     "layers": 3,
     "models": 4,
     "zoo": 5,

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from biases import Traits, registry, zoo
+from biases import SelfAttention, Traits, registry, set_backend, specification, zoo
 from biases.gates import EnergyGate
 from biases.testing import PROPERTIES
 
@@ -33,12 +33,30 @@ LAYERS = [
     "alibi",
     "alibi-symmetric",
     "retention",
+    "swat",
     "g1",
     "g1-headwise",
     "swiglu-value",
 ]
+IMAGE_LAYERS = ["manhattan", "manhattan-decomposed", "swin", "gated-swin-retention", "gated-swin-swat"]
 POSITIONS = ["none", "learned", "sinusoidal", "rotary", "mope", "mope-free"]
+MODELS = [
+    "char-gpt",
+    "rmt-t",
+    "rmt-s",
+    "rmt-b",
+    "rmt-l",
+    "rmt-digits",
+    "swin-t",
+    "swin-s",
+    "swin-b",
+    "swin-digits",
+    "gated-swinrmt-retention",
+    "gated-swinrmt-swat",
+]
 WIDTHS = [(16, 2), (24, 3), (6, 1), (32, 8)]
+# Maps smaller than a window, larger, and of one pixel.
+MAPS = [(5, 8), (9, 3), (1, 1)]
 
 # Parameters beyond those of standard attention, from the equations, for width C and H heads.
 EXTRA_PARAMETERS = {
@@ -62,6 +80,8 @@ EXTRA_PARAMETERS = {
     "alibi": lambda C, H: 0,
     "alibi-symmetric": lambda C, H: 0,
     "retention": lambda C, H: C * C,
+    "swat": lambda C, H: 0,
+    "swat[normalise=True,slopes=negative,window=None]": lambda C, H: 0,
     "g1": lambda C, H: C * C + C,
     "g1-headwise": lambda C, H: H * (C + 1),
     "swiglu-value": lambda C, H: C * C,
@@ -77,9 +97,10 @@ def arxiv_ids(text: str | None) -> list[str]:
 
 
 def test_every_promised_name_is_registered():
-    assert set(LAYERS) <= set(zoo.names("layer"))
+    assert set(LAYERS) <= set(zoo.names("layer", "sequence"))
+    assert set(IMAGE_LAYERS) <= set(zoo.names("layer", "image"))
     assert set(POSITIONS) <= set(zoo.names("position"))
-    assert "char-gpt" in zoo.names("model")
+    assert set(MODELS) <= set(zoo.names("model"))
 
 
 def test_names_are_unique_kebab_case_and_sorted():
@@ -88,6 +109,7 @@ def test_names_are_unique_kebab_case_and_sorted():
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
     assert names == sorted(zoo.names("layer") + zoo.names("position") + zoo.names("model"))
     assert zoo.names(domain="sequence") == [n for n in names if zoo.get(n).traits.domain == "sequence"]
+    assert zoo.names("layer") == sorted(zoo.names("layer", "sequence") + zoo.names("layer", "image"))
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -129,16 +151,65 @@ def test_published_gates_are_called_causal_and_fail_it(name):
     assert not repaired.known_failures
 
 
-@pytest.mark.parametrize("name", zoo.names("layer"))
-@pytest.mark.parametrize(("dim", "heads"), WIDTHS)
-def test_every_layer_builds_and_runs(name, dim, heads):
-    layer = zoo.layer(name, dim, heads)
-    x = torch.randn(2, 5, dim, generator=torch.Generator().manual_seed(0)).requires_grad_()
+def assert_runs(layer, *shape):
+    """A layer maps (B, T, C) or (B, H, W, C) to the same, and has finite gradients."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     out = layer(x)
     assert out.shape == x.shape
+    assert out.dtype == x.dtype
     assert out.isfinite().all()
     out.square().sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", zoo.names("layer", "sequence"))
+@pytest.mark.parametrize(("dim", "heads"), WIDTHS)
+def test_every_layer_builds_and_runs(name, dim, heads):
+    assert_runs(zoo.layer(name, dim, heads), 2, 5, dim)
+
+
+@pytest.mark.parametrize("name", zoo.names("layer", "image"))
+@pytest.mark.parametrize(("dim", "heads"), WIDTHS)
+def test_every_image_layer_builds_and_runs(name, dim, heads):
+    layer = zoo.layer(name, dim, heads)
+    for height, width in MAPS:
+        assert_runs(layer, 2, height, width, dim)
+
+
+@pytest.mark.parametrize("name", zoo.names("layer"))
+def test_backend_and_specification_reach_every_layer(name):
+    """A backend given to the builder, or set later, is that of the attention inside, and the specification agrees."""
+    layer = zoo.layer(name, 16, 2).eval()
+    shape = (2, 7, 16) if name in zoo.names(domain="sequence") else (2, 5, 6, 16)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    exact = specification(layer)
+    assert all(parameter.dtype == torch.float64 for parameter in exact.parameters())
+    assert {part.backend for part in exact.modules() if hasattr(part, "backend")} == {"reference"}
+    expected = exact(x.double())
+    scale = 200 * torch.finfo(torch.float32).eps * max(1.0, expected.abs().max().item())
+    assert (layer(x).double() - expected).abs().max().item() <= scale
+    assert (set_backend(layer, "dense")(x).double() - expected).abs().max().item() <= scale
+    built = zoo.layer(name, 16, 2, backend="dense")
+    assert {part.backend for part in built.modules() if hasattr(part, "backend")} == {"dense"}
+
+
+@pytest.mark.parametrize("name", zoo.names("layer"))
+def test_dropout_is_taken_or_refused(name):
+    """Layers assembled here take it; finished modules say so if they do not."""
+    if isinstance(zoo.layer(name, 16, 2), SelfAttention):
+        assert zoo.layer(name, 16, 2, dropout=0.25).dropout == 0.25
+    else:
+        with pytest.raises(ValueError, match=rf"dropout of {name}: expected 0, as the layer takes none, got 0.25"):
+            zoo.layer(name, 16, 2, dropout=0.25)
+    with pytest.raises(ValueError, match=r"dropout: expected a probability in \[0, 1\), got 1.5"):
+        zoo.layer(name, 16, 2, dropout=1.5)
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        zoo.layer(name, 16, 2, backend="flash")
+
+
+def test_set_backend_needs_attention_inside():
+    with pytest.raises(ValueError, match=r"expected a module with an attention layer inside.*got Linear"):
+        set_backend(torch.nn.Linear(2, 2), "dense")
 
 
 @pytest.mark.parametrize("name", EXTRA_PARAMETERS)

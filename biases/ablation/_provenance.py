@@ -35,7 +35,7 @@ def code_fingerprint() -> str:
     """First 12 hex digits of the SHA-256 of the source that decides the numbers: of models and of their training."""
     package = Path(__file__).resolve().parent.parent
     rooms = ("backends", "positions", "decays", "gates", "layers", "models", "ablation")
-    files = [package / "attention.py", package / "registry.py"]
+    files = [package / name for name in ("attention.py", "axial.py", "registry.py", "windows.py")]
     files += [path for room in rooms for path in (package / room).rglob("*.py")]
     digest = hashlib.sha256()
     for path in sorted(files):

@@ -32,7 +32,7 @@ def canonical_json(value: object) -> str:
         raise ValueError(f"configuration: expected values that JSON can hold, got {error}") from error
 
 
-def _number(what: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+def checked_number(what: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """Check for a finite number in [low, high), or (low, high); a float, so that 1 and 1.0 hash alike."""
     inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
     if not inside or (open_low and value == low):
@@ -40,7 +40,7 @@ def _number(what: str, value: object, low: float, high: float = math.inf, *, ope
     return float(value)  # type: ignore[arg-type]
 
 
-def _count(what: str, value: object) -> int:
+def checked_count(what: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         fail(what, "an integer of at least 0", repr(value))
     return value
@@ -82,7 +82,7 @@ class ModelConfig:
         positive_int("ModelConfig layers", self.layers)
         divides("ModelConfig", self.dim, self.heads)
         positive_int("ModelConfig context", self.context)
-        object.__setattr__(self, "dropout", _number("ModelConfig dropout", self.dropout, 0, 1))
+        object.__setattr__(self, "dropout", checked_number("ModelConfig dropout", self.dropout, 0, 1))
         if not isinstance(self.options, Mapping):
             fail("ModelConfig options", "a mapping", repr(self.options))
         for group, options in self.options.items():
@@ -130,20 +130,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "evaluate_every"):
             positive_int(f"TrainConfig {name}", getattr(self, name))
-        if _count("TrainConfig warmup", self.warmup) >= self.steps:
+        if checked_count("TrainConfig warmup", self.warmup) >= self.steps:
             fail("TrainConfig warmup", f"fewer updates than steps={self.steps}", self.warmup)
         if self.evaluation_windows is not None:
             positive_int("TrainConfig evaluation_windows", self.evaluation_windows)
-        _count("TrainConfig truncated_positions", self.truncated_positions)
+        checked_count("TrainConfig truncated_positions", self.truncated_positions)
         one_of("TrainConfig schedule", self.schedule, SCHEDULES)
-        rate = _number("TrainConfig learning_rate", self.learning_rate, 0, open_low=True)
+        rate = checked_number("TrainConfig learning_rate", self.learning_rate, 0, open_low=True)
         object.__setattr__(self, "learning_rate", rate)
-        object.__setattr__(self, "weight_decay", _number("TrainConfig weight_decay", self.weight_decay, 0))
+        object.__setattr__(self, "weight_decay", checked_number("TrainConfig weight_decay", self.weight_decay, 0))
         if self.clip is not None:
-            object.__setattr__(self, "clip", _number("TrainConfig clip", self.clip, 0, open_low=True))
+            object.__setattr__(self, "clip", checked_number("TrainConfig clip", self.clip, 0, open_low=True))
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
             fail("TrainConfig betas", "two numbers", repr(self.betas))
-        first, second = (_number("TrainConfig betas", beta, 0, 1) for beta in self.betas)
+        first, second = (checked_number("TrainConfig betas", beta, 0, 1) for beta in self.betas)
         object.__setattr__(self, "betas", (first, second))
 
 
@@ -166,7 +166,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         _name("Cell arm", self.arm)
-        _count("Cell seed", self.seed)
+        checked_count("Cell seed", self.seed)
         _name("Cell data", self.data)
         for what, value, kind in (("model", self.model, ModelConfig), ("train", self.train, TrainConfig)):
             if not isinstance(value, kind):

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from biases.ablation.evaluation import (
     sample_positions,
     truncated_losses,
 )
-from biases.ablation.spec import Cell, TrainConfig
+from biases.ablation.spec import Cell
 
 Build = Callable[[Cell, int], nn.Module]
 Progress = Callable[[dict[str, Any]], None]
@@ -93,7 +93,20 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=own) * std)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+class Schedule(Protocol):
+    """What the learning rate follows from; the configurations say what each is."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+
+
+def learning_rate(config: Schedule, step: int) -> float:
     """Rate of update ``step`` (1 to ``steps``): linear up to the peak at ``warmup``, then the schedule.
 
     The cosine reaches 0 at ``steps``, as published; the published extra update 0, whose rate is 0, is not

@@ -1,10 +1,11 @@
 """How an attention problem is computed: ``reference`` (the specification) and ``fused`` (the fast path)."""
 
 from biases.backends.fused import Formulation, formulate, fused
+from biases.backends.geometry import Geometry
 from biases.backends.reference import reference
 from biases.backends.terms import (
+    WEIGHTS,
     DecayTerm,
-    Geometry,
     KeyBias,
     KeyGate,
     LinearTerm,
@@ -15,6 +16,7 @@ from biases.backends.terms import (
 )
 
 __all__ = [
+    "WEIGHTS",
     "DecayTerm",
     "Formulation",
     "Geometry",

@@ -10,7 +10,7 @@ key-bias   everything added to the logits depends on the key: :mod:`biases.backe
 channels   a low-rank bias: more channels on queries and keys
 toeplitz   a bias of the distance: reverse keys and values, ``j' = S - 1 - j``; then ``i - j = i + j' - (S - 1)``, so
            the mask is a Hankel matrix, which is a view of L + S - 1 numbers with strides (1, 1). Causal problems go
-           by blocks of queries, each against the keys up to its last one
+           by blocks of queries, each against the keys from the window of its first one up to its last one
 mask       a boolean mask over pairs, handed to the stock kernel as it is
 chunkwise  linear weights with causal exponential decay: :mod:`biases.backends.chunkwise`
 tiles      everything else: :mod:`biases.backends.tiles`
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from biases.backends.chunkwise import chunkwise_retention
 from biases.backends.keybias import extra_channels, key_bias_attention, pad_channels
 from biases.backends.terms import DecayTerm, LinearTerm, LowRank, PairTerm, PerKey, Problem, Toeplitz
-from biases.backends.tiles import tiled
+from biases.backends.tiles import cutter, tiled
 
 # A causal Toeplitz problem in n blocks of queries does (n + 1) / 2 n of the work of the whole square; more blocks mean
 # more and smaller calls. Measured on two cores, 1024 and 4096 tokens: 4 is best forward and backward.
@@ -64,6 +64,8 @@ def formulate(problem: Problem) -> Formulation:
         return _formulate_linear(problem)
     if problem.weights == "sigmoid":
         return Formulation("tiles", "sigmoid weights have no row statistics to fuse")
+    if problem.weights == "sigmoid-normalised":
+        return Formulation("tiles", "row sums of sigmoids are not those of a softmax")
     if problem.dropout:
         return Formulation("tiles", "dropout on the weights draws a number for every pair")
     if problem.key_gate is not None and problem.key_gate.eps:
@@ -78,9 +80,10 @@ def _formulate_linear(problem: Problem) -> Formulation:
     plain = not (problem.biases or problem.mask is not None or problem.key_gate or problem.dropout)
     exponential = isinstance(problem.decay, LinearTerm) and not problem.decay.symmetric
     geometry = problem.geometry
-    if plain and exponential and geometry.causal and geometry.offset == 0 and geometry.L == geometry.S:
+    whole = geometry.causal and geometry.window is None and geometry.offset == 0 and geometry.L == geometry.S
+    if plain and exponential and whole:
         return Formulation("chunkwise")
-    return Formulation("tiles", "linear weights other than causal exponential decay over one sequence")
+    return Formulation("tiles", "linear weights other than causal exponential decay over one whole sequence")
 
 
 def _formulate_softmax(problem: Problem) -> Formulation:
@@ -112,7 +115,7 @@ def _formulate_softmax(problem: Problem) -> Formulation:
         key_bias = torch.zeros_like(problem.keep, dtype=dtype) if key_bias is None else key_bias
         key_bias = torch.where(problem.keep, key_bias, -torch.inf)
 
-    native = geometry.causal and geometry.offset == 0
+    native = geometry.causal and geometry.offset == 0 and geometry.window is None
     if problem.mask is not None:
         if key_bias is None and table is None and not low_rank and not geometry.causal:
             return Formulation("mask")
@@ -120,7 +123,8 @@ def _formulate_softmax(problem: Problem) -> Formulation:
     if geometry.causal and (not native or table is not None):
         distance = geometry.distances(device)
         table = distance.new_zeros((1, len(distance)), dtype=dtype) if table is None else table
-        table = table.masked_fill(distance < 0, -torch.inf)
+        allowed = geometry.allowed(distance)
+        table = table if allowed is None else table.masked_fill(~allowed, -torch.inf)
         native = False
     if table is not None:
         if table.requires_grad:
@@ -173,20 +177,26 @@ def _structured(q: Tensor, k: Tensor, v: Tensor, plan: Formulation, problem: Pro
     k, v = k.flip(2), v.flip(2)
     if not plan.causal:
         return _toeplitz_rows(q, k, v, table, 0, scale)
-    L, S, offset = q.shape[2], k.shape[2], problem.geometry.offset
-    block = max(SMALLEST_BLOCK, -(-L // CAUSAL_BLOCKS))
+    L, S = q.shape[2], k.shape[2]
+    window = problem.geometry.window
+    block = _block(L, window)
+    queries, keys_of, values_of = (cutter(x, block, window) for x in (q, k, v))
     outputs = []
     for start in range(0, L, block):
-        stop = min(start + block, L)
-        seen = min(S, stop + offset)
-        rows = q[:, :, start:stop]
-        if seen <= 0:
+        rows = queries(slice(start, min(start + block, L)))
+        first, last = problem.geometry.reach(start, min(start + block, L))
+        if first == last:
             outputs.append(torch.zeros_like(rows[..., :1]).expand(-1, -1, -1, v.shape[-1]))
         else:
-            outputs.append(
-                _toeplitz_rows(rows, k[:, :, S - seen :], v[:, :, S - seen :], table, start + S - seen, scale)
-            )
+            keys = slice(S - last, S - first)
+            outputs.append(_toeplitz_rows(rows, keys_of(keys), values_of(keys), table, start + keys.start, scale))
     return torch.cat(outputs, 2)
+
+
+def _block(L: int, window: int | None) -> int:
+    """Queries in a block of a causal Toeplitz problem."""
+    quarter = -(-L // CAUSAL_BLOCKS)
+    return max(SMALLEST_BLOCK, quarter if window is None else min(quarter, window))
 
 
 @torch.no_grad()

@@ -15,34 +15,10 @@ import torch
 from torch import Tensor
 
 from biases._checks import fail, one_of, rank
+from biases.backends.geometry import Geometry
 
 PLACEMENTS = ("logits", "weights", "weights-renormalised")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where queries and keys stand.
-
-    Attributes:
-        L: number of queries.
-        S: number of keys.
-        offset: position of query 0 in the coordinates of the keys: 0 for upper-left, S - L for lower-right alignment.
-        causal: a query sees the keys at its own position and before.
-    """
-
-    L: int
-    S: int
-    offset: int = 0
-    causal: bool = False
-
-    def positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Query positions (L, 1) and key positions (1, S), in the coordinates of the keys."""
-        rows = torch.arange(self.L, device=device) + self.offset
-        return rows[:, None], torch.arange(self.S, device=device)[None, :]
-
-    def distances(self, device: torch.device) -> Tensor:
-        """Every distance i - j that occurs, ascending: (L + S - 1,)."""
-        return torch.arange(self.L + self.S - 1, device=device) - (self.S - 1) + self.offset
+WEIGHTS = ("softmax", "sigmoid", "sigmoid-normalised", "linear")
 
 
 @dataclass(frozen=True)
@@ -280,7 +256,7 @@ class Problem:
         q: (B, H, L, D); k: (B, H, S, D); v: (B, H, S, Dv).
         geometry: lengths, alignment, causality.
         scale: factor of q . k.
-        weights: ``"softmax"``, ``"sigmoid"`` or ``"linear"``.
+        weights: one of :data:`WEIGHTS`.
         biases: terms added to the logits.
         decay: decay, or ``None``.
         key_gate: gate on the keys, or ``None``.
@@ -303,4 +279,4 @@ class Problem:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        one_of("weights", self.weights, ("softmax", "sigmoid", "linear"))
+        one_of("weights", self.weights, WEIGHTS)

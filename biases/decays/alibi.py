@@ -17,9 +17,10 @@ from biases.registry import register
 from biases.traits import Decay, Traits
 
 RULES = ("press", "geometric", "halving")
+ODD = ("error", "zero")
 
 
-def alibi_slopes(heads: int, rule: str = "press", *, balanced: bool = False) -> Tensor:
+def alibi_slopes(heads: int, rule: str = "press", *, balanced: bool = False, odd: str = "error") -> Tensor:
     """The slopes of every head, (H,), float64.
 
     Args:
@@ -30,17 +31,20 @@ def alibi_slopes(heads: int, rule: str = "press", *, balanced: bool = False) -> 
             (SWAT, arXiv 2502.18845 Eq. 4).
         balanced: half of the heads get the slopes of n / 2 heads, the other half the same with the opposite sign, so
             that they look far back (SWAT Eq. 4).
+        odd: what balancing does with an odd number of heads: ``"error"``, or ``"zero"``, where the last head has slope
+            0 and the others are balanced (ours; no paper says).
 
     Raises:
-        ValueError: ``heads`` is not positive, or is odd with ``balanced``; unknown rule.
+        ValueError: ``heads`` is not positive, or is odd with ``balanced`` and ``odd="error"``; unknown rule or ``odd``.
     """
     positive_int("alibi_slopes heads", heads)
     one_of("alibi_slopes rule", rule, RULES)
+    one_of("alibi_slopes odd", odd, ODD)
     if balanced:
-        if heads % 2:
-            fail("alibi_slopes heads", "an even number to balance the signs", heads)
-        half = alibi_slopes(heads // 2, rule)
-        return torch.cat([half, -half])
+        if heads % 2 and odd == "error":
+            fail("alibi_slopes heads", "an even number to balance the signs (or odd='zero')", heads)
+        half = alibi_slopes(heads // 2, rule) if heads > 1 else torch.empty(0, dtype=torch.float64, device="cpu")
+        return torch.cat([half, -half, half.new_zeros(heads % 2)])
     if rule == "halving":
         return 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float64, device="cpu")
     if rule == "geometric" or heads & (heads - 1) == 0:
@@ -54,14 +58,14 @@ class ALiBi(LinearTerm):
     """The bias ``-m (i - j)``, or ``-m |i - j|`` if symmetric (for bidirectional attention).
 
     Args:
-        slopes: number of heads, for :func:`alibi_slopes` with ``rule`` and ``balanced``, or slopes (H,) of one's own.
+        slopes: number of heads, for :func:`alibi_slopes` with ``rule``, ``balanced`` and ``odd``, or slopes (H,) of
+            one's own.
         symmetric: absolute distance.
-        rule: see :func:`alibi_slopes`.
-        balanced: see :func:`alibi_slopes`.
+        rule, balanced, odd: see :func:`alibi_slopes`.
         allow_negative: accept negative slopes (which favour distant keys); implied by ``balanced``.
 
     Raises:
-        ValueError: a negative slope without ``allow_negative``.
+        ValueError: a negative slope without ``allow_negative``; what :func:`alibi_slopes` refuses.
     """
 
     def __init__(
@@ -71,9 +75,10 @@ class ALiBi(LinearTerm):
         symmetric: bool = False,
         rule: str = "press",
         balanced: bool = False,
+        odd: str = "error",
         allow_negative: bool = False,
     ) -> None:
-        values = alibi_slopes(slopes, rule, balanced=balanced) if isinstance(slopes, int) else slopes
+        values = alibi_slopes(slopes, rule, balanced=balanced, odd=odd) if isinstance(slopes, int) else slopes
         super().__init__(values, symmetric=symmetric)
         if not (balanced or allow_negative) and bool((values < 0).any()):
             fail("ALiBi slopes", "non-negative numbers (or allow_negative=True)", values.tolist())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,17 @@ class ManhattanDecay(DecayTerm):
         if (geometry.L, geometry.S, geometry.offset) != (tokens, tokens, 0):
             expected = f"L = S = {self.height} x {self.width} = {tokens}"
             fail("ManhattanDecay", expected, f"L = {geometry.L}, S = {geometry.S}")
+
+    def resized(self, height: int, width: int) -> ManhattanDecay:
+        """The same decay over a map of another size.
+
+        Raises:
+            ValueError: sizes that are not positive.
+        """
+        other = copy.copy(self)
+        other.height = positive_int("ManhattanDecay height", height)
+        other.width = positive_int("ManhattanDecay width", width)
+        return other
 
     def axes(self) -> tuple[ExponentialDecay, ExponentialDecay]:
         """The decays along a column (vertical) and along a row (horizontal); their sum is the whole (Eq. 6)."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from biases._checks import boolean, divides, fail, one_of, rank
-from biases.attention import BACKENDS, WEIGHTS, attend, check_decay, terms
-from biases.backends import DecayTerm, PairTerm
+from biases.attention import BACKENDS, attend, check_decay, check_window, terms
+from biases.backends import WEIGHTS, DecayTerm, PairTerm
 from biases.registry import register
 from biases.traits import Traits
 
@@ -25,6 +25,7 @@ class SelfAttention(nn.Module):
         dim: C.
         heads: H, dividing C.
         causal: no token sees a later one.
+        window: with ``causal``, how many tokens a token sees, itself included; ``None`` for all before it.
         rotary: (B, H, T, D) -> the same, applied to queries and keys.
         key_mixing: module (k, keep) -> k, with k (B, H, T, D).
         bias: object or objects added to the logits. What they learn must be an ``nn.Parameter``, which the layer then
@@ -34,7 +35,7 @@ class SelfAttention(nn.Module):
         value_gate: module (v, x) -> v, both (B, T, C).
         output_gate: module (y, x) -> y, with y (B, H, T, D).
         head_norm: (B, H, T, D) -> the same.
-        weights: ``"softmax"``, ``"sigmoid"`` or ``"linear"``.
+        weights: ``"softmax"``, ``"sigmoid"``, ``"sigmoid-normalised"`` or ``"linear"``.
         decay: decay with distance.
         initialise: called with the finished layer, for variants that are an initialisation.
         dropout: on the weights, in training.
@@ -50,6 +51,7 @@ class SelfAttention(nn.Module):
         heads: int,
         *,
         causal: bool = True,
+        window: int | None = None,
         rotary: nn.Module | None = None,
         key_mixing: nn.Module | None = None,
         bias: PairTerm | tuple[PairTerm, ...] = (),
@@ -72,7 +74,8 @@ class SelfAttention(nn.Module):
         one_of("SelfAttention weights", weights, WEIGHTS)
         if decay is not None:
             check_decay(decay, weights)
-        self.dim, self.heads, self.causal = dim, heads, causal
+        check_window("SelfAttention", window, causal)
+        self.dim, self.heads, self.causal, self.window = dim, heads, causal, window
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
@@ -125,6 +128,7 @@ class SelfAttention(nn.Module):
             decay=self.decay,
             mask=None if keep is None else keep[:, None, None, :],
             causal=self.causal,
+            window=self.window,
             dropout=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
@@ -150,8 +154,8 @@ class SelfAttention(nn.Module):
         terms = ", ".join(type(term).__name__ for term in self.bias)
         decay = type(self.decay).__name__ if self.decay is not None else None
         return (
-            f"dim={self.dim}, heads={self.heads}, causal={self.causal}, weights={self.weights!r}, "
-            f"bias=[{terms}], decay={decay}, backend={self.backend!r}"
+            f"dim={self.dim}, heads={self.heads}, causal={self.causal}, window={self.window}, "
+            f"weights={self.weights!r}, bias=[{terms}], decay={decay}, backend={self.backend!r}"
         )
 
 
@@ -196,18 +200,25 @@ def _learned(terms: tuple[PairTerm, ...]) -> list[nn.Parameter]:
 
 
 def set_backend(module: nn.Module, backend: str) -> nn.Module:
-    """Set the backend of every attention layer inside ``module``; returns it.
+    """Set the backend of every attention layer inside ``module``, of images too; returns it.
+
+    An attention layer is a module whose attribute ``backend`` is one of :data:`biases.attention.BACKENDS`.
 
     Raises:
         ValueError: unknown backend, or no attention layer inside.
     """
     one_of("backend", backend, BACKENDS)
-    layers = [part for part in module.modules() if isinstance(part, SelfAttention)]
+    layers = [part for part in module.modules() if _has_backend(part)]
     if not layers:
-        fail("set_backend", "a module with SelfAttention inside", type(module).__name__)
+        fail("set_backend", "a module with an attention layer inside, such as SelfAttention", type(module).__name__)
     for layer in layers:
-        layer.backend = backend
+        layer.backend = backend  # type: ignore[assignment]
     return module
+
+
+def _has_backend(module: nn.Module) -> bool:
+    backend = getattr(module, "backend", None)
+    return isinstance(backend, str) and backend in BACKENDS
 
 
 def specification(module: nn.Module) -> nn.Module:

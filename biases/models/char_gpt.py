@@ -18,7 +18,7 @@ from biases.layers import SelfAttention
 from biases.layers.build import layer as build_layer
 from biases.layers.build import position as build_position
 from biases.positions import LearnedPosition
-from biases.registry import register
+from biases.registry import get, register
 from biases.traits import Traits
 
 STD = 0.02
@@ -54,14 +54,14 @@ class CharGPT(nn.Module):
         vocab: V.
         context: largest T.
         layers, heads, dim: depth, heads a layer, width.
-        attention: a layer of the zoo; ``attention_options`` are its options.
+        attention: a layer of the zoo, for sequences; ``attention_options`` are its options.
         position: a position of the zoo; ``position_options`` are its options.
         absolute_too: add a learned absolute encoding beside the position (the released PE-ROPE does).
         dropout: probability, everywhere the papers have it.
         backend: see :func:`biases.attend`.
 
     Raises:
-        ValueError: unknown names or options, dimensions that do not fit.
+        ValueError: unknown names or options, a layer for images, dimensions that do not fit.
     """
 
     def __init__(
@@ -84,6 +84,9 @@ class CharGPT(nn.Module):
         for what, value in (("vocab", vocab), ("context", context), ("layers", layers)):
             positive_int(f"CharGPT {what}", value)
         divides("CharGPT", dim, heads)
+        domain = get(attention).traits.domain
+        if domain != "sequence":
+            fail(f"CharGPT attention {attention!r}", "a layer for sequences, (B, T, C)", f"one for domain {domain!r}")
         if not 0.0 <= dropout < 1.0:
             fail("CharGPT dropout", "a probability in [0, 1)", dropout)
         self.context = context

@@ -1,0 +1,86 @@
+"""Biases of where one pixel of a map stands relative to another: Swin's learned table, and a bias of both axes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from biases._checks import fail, positive_int, rank
+from biases.backends import Geometry, PairTerm, RelativeTerm
+
+
+class MapTerm(PairTerm):
+    """A term of two pixels of a height x width map, in raster order (y major).
+
+    Args:
+        height, width: size of the map.
+
+    Raises:
+        ValueError: sizes that are not positive; at use, other than ``height * width`` queries and keys.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height = positive_int(f"{type(self).__name__} height", height)
+        self.width = positive_int(f"{type(self).__name__} width", width)
+
+    def offsets(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns from key ``j`` (1, S) to query ``i`` (L, 1), signed: two of (L, S)."""
+        return i // self.width - j // self.width, i % self.width - j % self.width
+
+    def check(self, geometry: Geometry, batch: int, heads: int) -> None:
+        super().check(geometry, batch, heads)
+        pixels = self.height * self.width
+        if (geometry.L, geometry.S, geometry.offset) != (pixels, pixels, 0):
+            expected = f"L = S = {self.height} x {self.width} = {pixels}"
+            fail(type(self).__name__, expected, f"L = {geometry.L}, S = {geometry.S}, offset {geometry.offset}")
+
+
+class RelativePositionBias(MapTerm):
+    """Swin's learned bias: a number for each offset of two pixels of a window and each head (arXiv 2103.14030 Eq. 4).
+
+    The row ``(dy + M - 1) (2 M - 1) + dx + M - 1`` of the table belongs to the offset (dy, dx), query minus key. A map
+    smaller than M x M uses the centre of the table.
+
+    Args:
+        table: ((2 M - 1)^2, H); may carry gradients.
+        height, width: size of the map, at most M.
+
+    Raises:
+        ValueError: a table of another number of rows, a side longer than M.
+    """
+
+    def __init__(self, table: Tensor, height: int, width: int) -> None:
+        super().__init__(height, width)
+        rank("RelativePositionBias table", table, "offsets H")
+        side = int(table.shape[0] ** 0.5)
+        if side * side != table.shape[0] or side % 2 == 0:
+            fail("RelativePositionBias table", "(2 M - 1)^2 rows", table.shape[0])
+        self.window, self.table, self.heads = (side + 1) // 2, table, table.shape[1]
+        if max(height, width) > self.window:
+            fail("RelativePositionBias map", f"sides of at most {self.window}", (height, width))
+
+    def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
+        dy, dx = self.offsets(i, j)
+        rows = (dy + self.window - 1) * (2 * self.window - 1) + dx + self.window - 1
+        return self.table[rows.to(self.table.device)].to(dtype).permute(2, 0, 1)[None]
+
+
+class AxisSum(MapTerm):
+    """A bias of the distance along an axis, taken along both axes of a map and added up.
+
+    It is what the two passes of :func:`biases.axial.attend_decomposed` add in all to the logits of a pair, as one term.
+
+    Args:
+        term: the bias along an axis, such as ``ALiBi(...)``.
+        height, width: size of the map.
+    """
+
+    def __init__(self, term: RelativeTerm, height: int, width: int) -> None:
+        super().__init__(height, width)
+        if not isinstance(term, RelativeTerm):
+            fail("AxisSum term", "a bias of the distance such as ALiBi(...)", type(term).__name__)
+        self.term, self.heads = term, term.heads
+
+    def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
+        dy, dx = self.offsets(i, j)
+        return (self.term.by_distance(dy, dtype) + self.term.by_distance(dx, dtype))[None]
