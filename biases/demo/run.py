@@ -71,7 +71,7 @@ def run_demo(
         data: ``"pydoc"`` (needs no network), ``"tinyshakespeare"`` or a text file.
         out: folder of the results. Ablation cells that the same code finished on the same text are used again. A run
             that is interrupted leaves ``partial.html`` and does not touch the page of an earlier one.
-        layers: layers to verify; all sequence layers if ``None``.
+        layers: layers to verify; all of the zoo if ``None``.
         seeds, steps: size of the ablation.
         rounds: of the benchmark.
         workers: processes of the ablation.

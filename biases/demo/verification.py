@@ -1,4 +1,4 @@
-"""First part of the demo: properties over every sequence layer of the zoo."""
+"""First part of the demo: properties over every layer of the zoo."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ PROPERTIES = (
     "future-independence",
     "future-gradient",
     "prefix-consistency",
+    "map-sizes",
+    "map-layout",
     "finite-gradient",
     "float64-agreement",
 )
@@ -28,13 +30,13 @@ LEAK = ("ega", "future-independence")
 def verify(
     names: Sequence[str] | None = None, *, progress: Callable[[int, int, str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Run the battery over the sequence layers; yields all results so far, as the report takes them, after each layer.
+    """Run the battery over the layers; yields all results so far, as the report takes them, after each layer.
 
     Args:
         names: layers; all of the zoo's if ``None``.
         progress: called with (done, total, name) before each layer.
     """
-    subjects = list(names or zoo.names("layer", "sequence"))
+    subjects = list(names or zoo.names("layer"))
     # Examples are a few tokens long: more threads would only wait for each other.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

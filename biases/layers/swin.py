@@ -66,6 +66,8 @@ class SwinAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
+        # Swin's code exempts the table from weight decay.
+        self.no_weight_decay = ("relative_position",)
         self.relative_position = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position, std=TABLE_DEVIATION)
 

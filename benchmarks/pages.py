@@ -1,0 +1,77 @@
+"""The generated parts of the pages in docs/, from the committed results: ``python benchmarks/pages.py`` writes them.
+
+A test checks that they are up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from biases.demo.readme import replace
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images.md"
+SQUARE_MAPS = (7, 14, 28, 56)
+FORMS = ("full", "decomposed", "windowed", "windowed-decomposed")
+
+
+def read(name: str) -> dict[str, Any]:
+    """The committed results ``name``."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """Counted operations of every form on square maps, a pixel and channel."""
+    counted = {(row["form"], row["height"], row["width"]): row for row in results["rows"]}
+    window = results["configuration"]["window"]
+    lines = [
+        f"| operations a pixel and channel, windows of {window} | "
+        + " | ".join(f"{side} x {side}" for side in SQUARE_MAPS)
+        + " |",
+        "|---|" + "---|" * len(SQUARE_MAPS),
+    ]
+    for form in FORMS:
+        cells = (f"{counted[form, side, side]['flops_per_token_and_channel']:,.0f}" for side in SQUARE_MAPS)
+        lines.append(f"| {form} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def digits_table(results: dict[str, Any]) -> str:
+    """Test accuracies on the digits."""
+    train, data = results["train"], results["data"]
+    lines = [
+        f"| model | parameters | test accuracy, mean of {len(results['seeds'])} seeds | smallest | seconds each |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in results["models"].items():
+        seconds = row["seconds"] / len(row["seeds"])
+        mean, least = (f"{100 * row[key]:.1f} %" for key in ("mean_test_accuracy", "smallest_test_accuracy"))
+        lines.append(f"| `{name}` | {row['parameters']:,} | {mean} | {least} | {seconds:.0f} |")
+    device = ", ".join(results["device"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{train['steps']} updates of {train['batch']} images; accuracy on all {data['test']} test images after "
+            f"the last update, never the best; {results['jobs']} trainings at a time on one thread each ({device}).",
+        ]
+    )
+
+
+def generate(text: str) -> str:
+    """docs/images.md with its generated parts made anew."""
+    text = replace(text, "costs", cost_table(read("decomposed_cost")))
+    return replace(text, "digits", digits_table(read("digits")))
+
+
+def main() -> int:
+    IMAGES.write_text(generate(IMAGES.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
