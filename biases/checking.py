@@ -7,7 +7,8 @@ from typing import Any
 
 from biases import zoo
 from biases._checks import fail, one_of, positive_int
-from biases.testing import PROPERTIES, Result, Traits, check_attention, kinds, summary
+from biases.registry import VARIANTS
+from biases.testing import PROPERTIES, WIDTHS, Result, Traits, check_attention, kinds, summary
 from biases.testing.targets import load_factory, parse_traits
 
 
@@ -42,6 +43,7 @@ def check_all(
     positive_int("max_examples", max_examples)
     for each in properties or ():
         one_of("property", each, PROPERTIES)
+    _try_options(targets, further)
     subjects = _subjects(targets, list(traits), kind)
     known = {name: dict(reasons) for name, reasons in (known_failures or {}).items()}
     for name in known:
@@ -95,6 +97,15 @@ def _subjects(targets: Sequence[str], traits: list[str], kind: str | None) -> di
                 fail(f"target {name!r}", "a layer", f"a {variant.kind}")
             subjects[name] = (zoo.factory(name), None, variant.known_failures, None)
     return subjects
+
+
+def _try_options(targets: Iterable[str], further: Mapping[str, Any]) -> None:
+    """Build layers of the zoo that get options once: one error, not one for each property."""
+    given = further.get("options") or {}
+    for name in targets:
+        carried = name.partition("[")[0] in VARIANTS and ("[" in name or given)
+        if carried and zoo.get(name).kind == "layer":
+            zoo.trial(name, further.get("widths") or WIDTHS, **given)
 
 
 def _own(target: str, traits: list[str], kind: str | None) -> Subject:

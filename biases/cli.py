@@ -165,10 +165,14 @@ def list_zoo(options: argparse.Namespace) -> int:
 
 def _row(name: str) -> dict[str, Any]:
     variant = biases.zoo.get(name)
+    # Traits and known failures are functions of the options and do not check them.
+    built = biases.zoo.trial(name) if "[" in name else None
     base = next(row for row in biases.zoo.table() if row["name"] == name.partition("[")[0])
     traits = variant.traits.as_dict()
-    failures = dict(variant.known_failures)
-    return {**base, "name": name, "options": dict(variant.options), "traits": traits, "known_failures": failures}
+    row = {**base, "name": name, "options": dict(variant.options), "traits": traits}
+    if built is not None and variant.kind == "model":
+        row["parameters"] = f"{sum(parameter.numel() for parameter in built.parameters()):,}"
+    return {**row, "known_failures": dict(variant.known_failures)}
 
 
 def _describe(row: dict[str, Any]) -> str:
@@ -178,13 +182,14 @@ def _describe(row: dict[str, Any]) -> str:
         if row[key] is not None:
             lines.append(f"  {key.replace('_', ' '):<12}{row[key]}")
     for key in ("options", "traits", "known_failures"):
-        entries = {name: value for name, value in row[key].items() if value not in (None, ())}
+        entries = {name: value for name, value in row[key].items() if key == "options" or value not in (None, ())}
         if entries:
             lines.append(f"  {key.replace('_', ' ')}")
             lines += [f"    {name:<22}{value}" for name, value in entries.items()]
     lines += [f"  note: {note}" for note in row["notes"]]
     if "[" in row["name"]:
-        lines.append("  (summary, parameters and notes speak of the default options)")
+        what = "summary and notes" if row["kind"] == "model" else "summary, parameters and notes"
+        lines.append(f"  ({what} speak of the default options)")
     return "\n".join(lines)
 
 

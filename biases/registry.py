@@ -73,7 +73,8 @@ def register(
     known_failures: Mapping[str, str] | Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter the decorated function or class into the registry; its parameters with defaults are the options.
+    """Enter the decorated function or class into the registry; its parameters with defaults are the options, but for
+    the ``backend`` of a layer, which whoever builds one chooses.
 
     Raises:
         ValueError: the name is taken, or the kind is unknown.
@@ -86,7 +87,7 @@ def register(
         options = {
             parameter.name: parameter.default
             for parameter in inspect.signature(make).parameters.values()
-            if parameter.default is not inspect.Parameter.empty
+            if parameter.default is not inspect.Parameter.empty and (kind, parameter.name) != ("layer", "backend")
         }
         failures: Mapping[str, str] | Callable[..., Mapping[str, str]] = known_failures or {}
         VARIANTS[name] = Variant(
@@ -132,14 +133,17 @@ def get(name: str) -> Variant:
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    """``"ega[statistics=prefix,mixing=True]"`` -> ``("ega", {"statistics": "prefix", "mixing": True})``."""
+    """``"ega[statistics=prefix,mixing=True]"`` -> ``("ega", {"statistics": "prefix", "mixing": True})``.
+
+    Values may be Python literals, such as ``{'theta_shift': 'axis'}``, or names with options of their own.
+    """
     if "[" not in name:
         return name, {}
     base, _, inside = name.partition("[")
     if not inside.endswith("]"):
         fail("zoo name", "name[option=value, ...]", repr(name))
     options = {}
-    for part in filter(None, (p.strip() for p in inside[:-1].split(","))):
+    for part in filter(None, (p.strip() for p in _split(name, inside[:-1]))):
         key, equals, value = (x.strip() for x in part.partition("="))
         if not (key and equals and value):
             fail(f"zoo name {name!r}", "option=value", repr(part))
@@ -148,3 +152,27 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             options[key] = value
     return base, options
+
+
+CLOSING = {"[": "]", "(": ")", "{": "}"}
+
+
+def _split(name: str, text: str) -> list[str]:
+    """The parts of ``text`` between commas that stand outside brackets and quotes."""
+    parts, awaited, quote = [""], list[str](), ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in CLOSING:
+            awaited.append(CLOSING[character])
+        elif character in CLOSING.values() and (not awaited or awaited.pop() != character):
+            fail(f"zoo name {name!r}", "brackets in pairs", repr(character))
+        if character == "," and not awaited and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if awaited or quote:
+        fail(f"zoo name {name!r}", f"a closing {awaited[-1] if awaited and not quote else quote}", "none")
+    return parts

@@ -7,9 +7,10 @@ file and the line that imports it in its folder's ``__init__``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 import biases.models  # noqa: F401
@@ -17,7 +18,21 @@ from biases._checks import fail, one_of
 from biases.layers.build import layer, position
 from biases.registry import Variant, get, names
 
-__all__ = ["Variant", "factory", "get", "how_to_build", "layer", "model", "names", "position", "source_file", "table"]
+__all__ = [
+    "Variant",
+    "factory",
+    "get",
+    "how_to_build",
+    "layer",
+    "model",
+    "names",
+    "position",
+    "source_file",
+    "table",
+    "trial",
+]
+
+TRIAL_WIDTHS = ((64, 4), (64, 2), (48, 3), (16, 1))
 
 
 def model(name: str, **options: Any) -> nn.Module:
@@ -45,6 +60,45 @@ def factory(name: str) -> Callable[..., nn.Module]:
     make_layer.traits = variant.traits  # type: ignore[attr-defined]
     make_layer.how_to_build = how_to_build(name)  # type: ignore[attr-defined]
     return make_layer
+
+
+def trial(name: str, widths: Iterable[tuple[int, int]] = TRIAL_WIDTHS, **options: Any) -> Any:
+    """Build what ``name`` names once, as its options are checked only then: layers and positions small, models on the
+    meta device. The caller's random state is left as it was.
+
+    Args:
+        widths: pairs ``(dim, heads)``, of which a layer or position must be buildable with one.
+        options: over those in the name.
+
+    Returns:
+        The module of a layer or model, the mapping of a position.
+
+    Raises:
+        ValueError: unknown name, or options with which it cannot be built.
+    """
+    pairs = list(widths)
+    if not pairs:
+        fail("widths", "at least one pair (dim, heads)", "none")
+    kind, refused = get(name).kind, list[Exception]()
+    with torch.random.fork_rng(devices=[]):
+        for dim, heads in pairs:
+            try:
+                if kind == "layer":
+                    return layer(name, dim, heads, **options)
+                if kind == "position":
+                    return position(name, dim, context=16, heads=heads, **options)
+                with torch.device("meta"):
+                    return model(name, **options)
+            # What a part says to a value of a type that it does not take is anything.
+            except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+                refused.append(error)
+                if kind == "model":
+                    break
+    first = refused[0]
+    if isinstance(first, ValueError):
+        raise first
+    reason = (str(first).splitlines() or [type(first).__name__])[0]
+    raise ValueError(f"{name}: expected options that it can be built with, got {reason}") from first
 
 
 def how_to_build(name: str) -> str:

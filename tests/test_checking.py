@@ -81,6 +81,15 @@ def test_names_of_the_zoo_bring_their_known_failures(capsys: pytest.CaptureFixtu
     assert statuses["ega-token", "future-independence"] == "passed"
 
 
+def test_options_may_need_other_widths_than_the_default_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check", "swin[window=2]", "--property", "shape-dtype-device", "--max-examples", "1", "--json"]
+    for widths in ([], ["--widths", "10:5"], ["--widths", "7:2", "--widths", "10:5"]):
+        # Where one width fits, what the others do is for the battery to say.
+        assert main([*arguments, *widths]) in ((0, 1) if len(widths) > 2 else (0,))
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        assert result["subject"] == "swin[window=2]"
+
+
 def test_nothing_checked_is_exit_code_3(folder: Path) -> None:
     """The property needs a trait that was not declared: green would be a lie."""
     assert main(["check", "mine:looking_ahead", "--property", "future-independence"]) == 3
@@ -107,6 +116,9 @@ def test_known_failures_are_strict(folder: Path, capsys: pytest.CaptureFixture[s
         (["mine:number"], "expected a callable factory"),
         (["egaa"], "did you mean 'ega'"),
         (["rotary"], "expected a layer, got a position"),
+        (["swin[window=-1]"], "SwinAttention window: expected an integer of at least 1, got -1"),
+        (["swin", "--option", "window=-1"], "SwinAttention window: expected an integer of at least 1, got -1"),
+        (["swin[window=2]", "--widths", "7:2"], "expected a multiple of heads=2, got 7"),
         (["ega", "--trait", "causal=true"], "expected targets of the form module:factory"),
         (["mine:looking_back", "--trait", "casual=true"], "did you mean 'causal'"),
         (["mine:looking_back", "--trait", "causal"], "expected name=value"),

@@ -58,9 +58,47 @@ def test_list_of_one_shows_what_it_breaks(capsys: pytest.CaptureFixture[str]) ->
     assert row["traits"]["gate_sees"] == "prefix"
 
 
+def test_list_of_one_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those too that are None by default."""
+    for name in zoo.names():
+        assert main(["list", name]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        for option, value in zoo.get(name).options.items():
+            assert f"    {option:<22}{value}" in shown, (name, option)
+
+
+@pytest.mark.parametrize("value", ["x", "[1]", "-1"])
+def test_whatever_an_option_gets_list_tells_or_refuses(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in zoo.names():
+        for option in zoo.get(name).options:
+            code = main(["list", f"{name}[{option}={value}]"])
+            told = capsys.readouterr()
+            assert code in (0, 2)
+            assert (told.err.startswith("biases: "), bool(told.out)) == (code == 2, code == 0)
+
+
+def test_list_counts_the_parameters_of_the_model_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "gated-swinrmt-retention[size=digits,attention_options={'gate_granularity':'headwise','theta_shift':'axis'}]"
+    assert main(["list", name]) == 0
+    shown = capsys.readouterr().out
+    count = sum(parameter.numel() for parameter in zoo.model(name).parameters())
+    assert f"  parameters  {count:,}\n" in shown
+    assert "(summary and notes speak of the default options)" in shown
+    for written in (name, "gated-swinrmt-retention"):
+        assert main(["list", written, "--json"]) == 0
+        row = json.loads(capsys.readouterr().out)
+        assert (row["parameters"] == f"{count:,}") == (written == name)
+    assert main(["list", "ega[mixing=True]"]) == 0
+    assert "(summary, parameters and notes speak of the default options)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["list", "gated-swinrmt-swat[size=digitz]"], "did you mean 'digits'?"),
+        (["list", "swin[window=-1]"], "expected an integer of at least 1, got -1"),
+        (["list", "rmt-digits[classes=0]"], "expected an integer of at least 1, got 0"),
+        (["list", "manhattan[placement=foo]"], "got 'foo'"),
         (["list", "egaa"], "did you mean 'ega'"),
         (["list", "ega[statistic=prefix]"], "expected one of 'mixing', 'statistics', got 'statistic'"),
         (["list", "ega[statistics=future]"], "expected one of 'window', 'prefix', 'none', got 'future'"),

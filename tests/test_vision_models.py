@@ -13,7 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biases import specification, zoo
-from biases.models import RMT, GatedSwinRMT, StageSize, Swin, gated_swinrmt, load_official, official_names, rmt
+from biases.ablation.training import initialise
+from biases.layers.manhattan import ManhattanAttention
+from biases.layers.swin import SwinAttention
+from biases.models import (
+    RMT,
+    GatedSwinRMT,
+    StageSize,
+    Swin,
+    gated_swinrmt,
+    load_official,
+    official_names,
+    parameter_groups,
+    rmt,
+)
 from biases.models.backbone import Backbone, Block, drop_path_rates
 from biases.models.vision_parts import (
     ConditionalPosition,
@@ -468,6 +481,31 @@ def test_attention_options_reach_every_layer(name, options):
         assert set(block.attention.state_dict()) == set(layer(width, block.attention.heads, **options).state_dict())
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_backend_reaches_every_layer(name):
+    for backend in ("auto", "reference"):
+        model = zoo.model(name, backend=backend)
+        assert {block.attention.backend for block in itertools.chain(*blocks(model))} == {backend}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [RMT.of, functools.partial(GatedSwinRMT.of, kind="retention"), functools.partial(GatedSwinRMT.of, kind="swat")],
+)
+def test_the_initial_rate_reaches_every_layer(build):
+    """gamma of the first head is 1 - 2^-a."""
+    for block in itertools.chain(*blocks(build("digits", initial=3.0))):
+        decay = block.attention.decay
+        logarithm = decay.log_rates if isinstance(block.attention, ManhattanAttention) else -decay.slopes
+        assert logarithm[0].exp().item() == pytest.approx(1 - 2**-3, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "eps"), [(name, 1e-5 if name.startswith("swin") else 1e-6) for name in SMALL])
+def test_normalisations_of_the_blocks_have_the_stated_eps(name, eps):
+    for block in itertools.chain(*blocks(zoo.model(name))):
+        assert (block.norm1.eps, block.norm2.eps) == (eps, eps)
+
+
 # --- specification, gradients, state
 
 
@@ -534,18 +572,90 @@ def test_the_state_is_the_whole_model(name):
     assert torch.equal(model(x), other(x))
 
 
+# --- starting values, weight decay
+
+
+def started(name: str, built_under: int, seed: int = 0, **options) -> dict[str, Tensor]:
+    """Parameters as the trainings of the ablation start them, by name."""
+    with torch.random.fork_rng():
+        torch.manual_seed(built_under)
+        model = zoo.model(name, **options)
+    initialise(model, seed)
+    return dict(model.named_parameters())
+
+
+def shared(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
+    return {name for name in one.keys() & other.keys() if one[name].shape == other[name].shape}
+
+
 @pytest.mark.parametrize("name", DIGITS)
-def test_linear_maps_start_as_declared(name):
-    model = zoo.model(name)
-    drawn = {n for n, _ in model.named_parameters() if model.initial_std(n) is not None}
-    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    assert drawn == linear
-    values = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if n in drawn])
-    # Five standard errors of the estimate.
-    assert values.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * values.numel()))
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            assert torch.count_nonzero(module.bias) == 0
+def test_whatever_starts_at_random_says_how(name):
+    """What is not drawn anew from the seed is the same in models built under different random states."""
+    one, other = started(name, 1), started(name, 2)
+    assert one.keys() == other.keys()
+    assert [n for n in one if not torch.equal(one[n], other[n])] == []
+    different = started(name, 1, seed=1)
+    linear_weights = [n for n, m in on_meta(name).named_modules() if isinstance(m, nn.Linear)]
+    assert all(not torch.equal(one[f"{n}.weight"], different[f"{n}.weight"]) for n in linear_weights)
+
+
+@pytest.mark.parametrize("other", [f"{name}[size=digits]" for name in GATED])
+def test_models_of_one_seed_share_what_has_the_same_name_and_shape(other):
+    one, two = started("rmt-digits", 0), started(other, 0)
+    same = shared(one, two)
+    assert {"embedding.layers.0.weight", "embedding.layers.0.bias", "stages.1.blocks.1.attention.key.weight"} <= same
+    assert [n for n in sorted(same) if not torch.equal(one[n], two[n])] == []
+
+
+def test_arms_of_one_seed_share_what_has_the_same_name_and_shape():
+    arms = [
+        started("gated-swinrmt-retention[size=digits]", 0, attention_options={"gate_granularity": granularity})
+        for granularity in ("elementwise", "headwise")
+    ]
+    same = shared(*arms)
+    assert arms[0].keys() == arms[1].keys()
+    assert len(same) < len(arms[0])
+    assert [n for n in sorted(same) if not torch.equal(arms[0][n], arms[1][n])] == []
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_models_start_as_declared(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = zoo.model(name)
+    drawn = {n: model.initial_std(n) for n, _ in model.named_parameters() if model.initial_std(n) is not None}
+    expected = {}
+    for n, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            expected[f"{n}.weight"] = 0.02
+            assert module.bias is None or torch.count_nonzero(module.bias) == 0
+        if isinstance(module, nn.Conv2d):
+            area = module.in_channels // module.groups * math.prod(module.kernel_size)
+            expected[f"{n}.weight"] = expected[f"{n}.bias"] = 1 / math.sqrt(3 * area)
+        if isinstance(module, SwinAttention):
+            expected[f"{n}.relative_position"] = 0.02
+    assert drawn == pytest.approx(expected, rel=1e-12)
+    kinds = {n: ("table" if n.endswith("position") else value.ndim) for n, value in model.named_parameters()}
+    for kind in {kinds[n] for n in drawn}:
+        parts = [
+            p.detach().flatten() / drawn[n] for n, p in model.named_parameters() if n in drawn and kinds[n] == kind
+        ]
+        values = torch.cat(parts)
+        # Five standard errors of the estimate.
+        assert values.std().item() == pytest.approx(1, abs=5 / math.sqrt(2 * values.numel())), kind
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_convolutions_have_the_variance_that_pytorch_gives_them(groups):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Conv2d(64, 256, 3, groups=groups)
+    model = zoo.model("rmt-digits")
+    model.embedding.layers[0] = plain
+    for name, value in plain.named_parameters():
+        # The fourth moment of a uniform is 9/5 of its squared variance: five standard errors.
+        error = 5 * math.sqrt((9 / 5 - 1) / 4 / value.numel())
+        assert value.std().item() == pytest.approx(model.initial_std(f"embedding.layers.0.{name}"), rel=error)
 
 
 @pytest.mark.parametrize("name", DIGITS)
@@ -558,6 +668,46 @@ def test_parameter_groups_cover_every_parameter_once(name):
     names = {id(p): n for n, p in model.named_parameters()}
     assert all(p.ndim > 1 for p in decayed["params"])
     assert {names[id(p)] for p in kept["params"]} >= {n for n in names.values() if n.endswith("bias") or ".norm" in n}
+
+
+def test_tables_of_relative_position_are_not_decayed():
+    model = zoo.model("swin-digits")
+    decayed, kept = ({id(p) for p in group["params"]} for group in model.parameter_groups(0.05))
+    tables = [p for n, p in model.named_parameters() if n.endswith("relative_position")]
+    assert len(tables) == 4
+    assert {id(p) for p in tables} <= kept - decayed
+
+
+class Sharing(nn.Module):
+    """Two modules that share a matrix, of which one exempts it, a matrix of its own and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.exempting = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.exempting.weight = self.plain.weight
+        self.exempting.no_weight_decay = ("weight",)
+        self.matrix = nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("decay_vectors", [False, True])
+def test_groups_of_any_module(decay_vectors):
+    model = Sharing()
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = {
+        group["weight_decay"]: [names[id(p)] for p in group["params"]]
+        for group in parameter_groups(model, 0.3, decay_vectors=decay_vectors)
+    }
+    bias = ["plain.bias"]
+    assert groups == {
+        0.3: ["matrix", *(bias if decay_vectors else [])],
+        0.0: ["plain.weight", *([] if decay_vectors else bias)],
+    }
+
+
+def test_empty_groups_are_left_out():
+    (group,) = parameter_groups(nn.Linear(2, 2, bias=False), 0.3, decay_vectors=False)
+    assert group["weight_decay"] == 0.3
+    assert parameter_groups(nn.Identity(), 0.3, decay_vectors=False) == []
 
 
 # --- Swin against its equations
@@ -817,6 +967,67 @@ def test_a_state_that_does_not_fit_is_refused_whole(change, message):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({**official_state(), "head.bias": [0.0] * 5}, r"expected none other than tensors, got 1: head\.bias: list$"),
+        ({"model": official_state()}, r"released files hold it under 'model', got a mapping with the key 'model'"),
+        (list(official_state().items()), r"expected a mapping from names to tensors, got list"),
+    ],
+)
+def test_what_is_no_official_state_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        load_official(small_rmt(), state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"placement": "weights"}, r"placement .*stages\.0\.blocks\.0: expected 'logits', .*got 'weights'"),
+        ({"placement": "weights-renormalised"}, r"placement .*got 'weights-renormalised'"),
+        ({"weights": "sigmoid-normalised"}, r"weights .*expected 'softmax', .*got 'sigmoid-normalised'"),
+        ({"theta_shift": False}, r"theta_shift .*expected True, .*got False"),
+        ({"order": "height-first"}, r"order .*expected 'width-first', .*got 'height-first'"),
+    ],
+)
+def test_a_model_with_other_attention_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_official(small_rmt(attention_options=options), official_state())
+
+
+def test_the_order_of_a_form_that_has_none_is_no_reason_to_refuse():
+    options = {"form": "full", "order": "height-first"}
+    assert load_official(small_rmt(attention_options=options), official_state())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: RMT.of("s", forms=("decomposed",) * 4),
+            r"form .*stages\.3\.blocks\.0: expected 'full', .*'decomposed'",
+        ),
+        (lambda: RMT.of("t", forms=rmt.DECOMPOSED_TO_THE_LAST), r"form .*stages\.2\.blocks\.0: expected 'full', "),
+        (lambda: RMT.of("b", initial=3.0), r"rates of decay in stages\.0\.blocks\.0: expected \["),
+        (lambda: Swin.of("t"), r"expected an RMT, got Swin"),
+    ],
+)
+def test_a_published_size_has_its_forms_and_rates(model, message):
+    with torch.device("meta"):
+        built = model()
+    with pytest.raises(ValueError, match=message):
+        load_official(built, {})
+
+
+@pytest.mark.parametrize("size", ["t", "s", "b", "l"])
+def test_published_sizes_take_their_official_states(size):
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in official_shapes(rmt.SIZES[size]["stages"]).items()}
+        model = RMT.of(size)
+    loaded = load_official(model, {name: value for name, value in state.items() if ".Relpos." not in name})
+    assert loaded is model
+
+
 def test_a_state_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"expected none missing, got \d+: .* and \d+ more"):
         load_official(RMT.of("digits"), official_state())
@@ -832,7 +1043,25 @@ WRONG = {
     "negative ratio": lambda: StageSize(8, 1, 2, ratio=-1),
     "ratio that is no number": lambda: StageSize(8, 1, 2, ratio=math.nan),
     "ratio that is a word": lambda: StageSize(8, 1, 2, ratio="4"),
+    "span that is a word": lambda: StageSize(8, 1, 2, span="4"),
+    "span that is no number": lambda: StageSize(8, 1, 2, span=math.nan),
+    "negative span": lambda: StageSize(8, 1, 2, span=-1),
     "stages that are numbers": lambda: RMT(((8, 1, 2),), forms=("full",)),
+    "RMT with a number of stages": lambda: RMT(3, forms=("full",)),
+    "RMT with forms None": lambda: RMT.of("digits", forms=None),
+    "RMT with one form for all": lambda: RMT.of("digits", forms="full"),
+    "RMT with one stride": lambda: RMT.of("digits", strides=5),
+    "RMT with an initial rate that is a word": lambda: RMT.of("digits", initial="x"),
+    "RMT with a negative initial rate": lambda: RMT.of("digits", initial=-5.0),
+    "RMT with attention options that are a number": lambda: RMT.of("digits", attention_options=5),
+    "RMT with attention options that are pairs": lambda: RMT.of("digits", attention_options=[("order", 1)]),
+    "Swin with a number of blocks": lambda: Swin(8, 3, (2,)),
+    "Swin with a number of heads": lambda: Swin(8, (1,), 2),
+    "Swin without depths": lambda: Swin(8, None, None),
+    "Swin with one stride": lambda: Swin(8, (1,), (2,), strides=5),
+    "Gated-SwinRMT with a number of stages": lambda: GatedSwinRMT(3, kind="swat"),
+    "Gated-SwinRMT without strides": lambda: GatedSwinRMT.of("test", kind="swat", strides=None),
+    "Gated-SwinRMT with an initial rate that is a word": lambda: GatedSwinRMT.of("test", kind="swat", initial="x"),
     "RMT without stages": lambda: RMT((), forms=()),
     "RMT with too few forms": lambda: RMT(STAGE, forms=()),
     "RMT of unknown form": lambda: RMT(STAGE, forms=("axial",)),
@@ -881,6 +1110,10 @@ def test_bad_configurations_state_expected_and_got(name):
         (lambda c: torch.zeros(c, 8, 8), r"4 axes, got .*3 axes"),
         (lambda c: torch.zeros(1, c + 1, 8, 8), r"expected \d channels.*got \(1, \d, 8, 8\)"),
         (lambda c: torch.zeros(1, c, 8, 8, dtype=torch.int64), r"expected a floating dtype, got torch\.int64"),
+        (
+            lambda c: torch.zeros(1, c, 8, 8, dtype=torch.float64),
+            r"dtype: expected torch\.float32, that of the parameters, got torch\.float64",
+        ),
         (lambda c: torch.zeros(1, c, 0, 8), r"sides of at least 1 pixels, got 0 x 8"),
         (lambda c: [[1.0]], r"expected a tensor .*got list"),
     ],
@@ -889,6 +1122,17 @@ def test_bad_images_state_expected_and_got(name, bad, message):
     model = zoo.model(name)
     with pytest.raises(ValueError, match=message):
         model(bad(model.channels))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_autocast_takes_images_of_another_dtype(name):
+    model = small(name)
+    x = images(model.channels, 8, 8)
+    expected = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            # A rounding of bfloat16 at each of a few dozen layers.
+            assert (model(x.to(dtype)).float() - expected).abs().max() <= 0.1 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

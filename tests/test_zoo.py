@@ -246,6 +246,107 @@ def test_names_carry_options(written, base, options):
     assert variant.make is zoo.get(base).make
 
 
+@pytest.mark.parametrize(
+    ("written", "option", "value"),
+    [
+        (
+            "gated-swinrmt-retention[size=digits,attention_options={'gate_granularity':'headwise','theta_shift':'axis'}]",
+            "attention_options",
+            {"gate_granularity": "headwise", "theta_shift": "axis"},
+        ),
+        ("rmt-digits[attention_options={'weights': 'a,]b'}, classes=3]", "attention_options", {"weights": "a,]b"}),
+        ('rmt-digits[attention_options={"order": "it\'s"},classes=3]', "attention_options", {"order": "it's"}),
+        ("rmt-digits[attention_options=[('a', (1, 2))],classes=3]", "attention_options", [("a", (1, 2))]),
+        (
+            "char-gpt[attention=ega[statistics=prefix,mixing=True],dim=64]",
+            "attention",
+            "ega[statistics=prefix,mixing=True]",
+        ),
+        (
+            "rmt-digits[attention_options={'form':'full','order':'x'},]",
+            "attention_options",
+            {"form": "full", "order": "x"},
+        ),
+    ],
+)
+def test_values_may_hold_commas_in_brackets_and_quotes(written, option, value):
+    given = {"size": "digits", "classes": 3, "dim": 64}
+    variant = zoo.get(written)
+    base = zoo.get(written.partition("[")[0])
+    changed = {name: found for name, found in variant.options.items() if found != base.options[name]}
+    assert changed.pop(option) == value
+    assert all(found == given[name] for name, found in changed.items())
+    assert len(changed) == (not written.endswith(",]"))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("swin[window=4", "expected name[option=value, ...]"),
+        ("swin[window=4]]", "expected brackets in pairs, got ']'"),
+        ("swin[window=(4]", "expected a closing ), got none"),
+        ("swin[window=(4}]", "expected brackets in pairs, got '}'"),
+        ("swin[window='4]", "expected a closing ', got none"),
+        ("swin[window=4]shifted[True]", "expected brackets in pairs, got ']'"),
+        ("swin[window]", "expected option=value, got 'window'"),
+        ("swin[window={4,5},5]", "expected option=value, got '5'"),
+    ],
+)
+def test_names_that_do_not_close_are_refused(written, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        zoo.get(written)
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *IMAGE_LAYERS, *POSITIONS, *MODELS])
+def test_every_name_can_be_tried(name):
+    state = torch.get_rng_state()
+    found = zoo.trial(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    if name in POSITIONS:
+        assert isinstance(found, dict)
+    else:
+        assert isinstance(found, torch.nn.Module)
+        assert all(p.is_meta == (name in MODELS) for p in found.parameters())
+
+
+@pytest.mark.parametrize("attention", LAYERS)
+def test_trials_of_models_need_no_values(attention):
+    assert all(p.is_meta for p in zoo.trial(f"char-gpt[attention={attention},layers=1]").parameters())
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_trials_of_models_need_no_values_of_positions(position):
+    assert all(p.is_meta for p in zoo.trial(f"char-gpt[position={position},layers=1]").parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gated-swinrmt-swat[size=digitz]", "did you mean 'digits'?"),
+        ("rmt-digits[classes=0]", "expected an integer of at least 1, got 0"),
+        ("swin[window=-1]", "expected an integer of at least 1, got -1"),
+        ("manhattan[placement=foo]", "got 'foo'"),
+        ("manhattan[initial=x]", "expected "),
+        ("rotary[pairing=quarter]", "got 'quarter'"),
+        ("char-gpt[position_options=3]", "expected options that it can be built with, got "),
+        ("rmt-t[drop_path=2]", "expected a probability in [0, 1), got 2"),
+    ],
+)
+def test_a_trial_finds_options_that_do_not_work(name, message):
+    zoo.get(name)
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        zoo.trial(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_trial_needs_one_width_that_fits():
+    assert zoo.trial("standard", [(7, 2), (8, 2)]).query.in_features == 8
+    with pytest.raises(ValueError, match="multiple of heads=2, got 7"):
+        zoo.trial("standard", [(7, 2), (9, 2)])
+    with pytest.raises(ValueError, match="at least one pair"):
+        zoo.trial("standard", [])
+
+
 def test_an_option_in_the_name_reaches_the_layer():
     gate = zoo.layer("ega[statistics=prefix,mixing=True]", 8, 2).key_gate
     assert isinstance(gate, EnergyGate)

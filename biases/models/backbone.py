@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from biases._checks import divides, fail, one_of, positive_int, rank
-from biases.models.vision_parts import ConditionalPosition, DropPath, LayerScale, drop_rate
+from biases.models._optimiser import parameter_groups
+from biases.models.vision_parts import ConditionalPosition, DropPath, LayerScale, drop_rate, listed
 
 STD = 0.02
 
@@ -30,7 +31,8 @@ class StageSize:
         layer_scale: scale both branches of its blocks by learned factors that start at 1e-6.
 
     Raises:
-        ValueError: sizes that are not positive, heads not dividing dim, a ratio that leaves no feed-forward.
+        ValueError: sizes that are not positive, heads not dividing dim, a ratio that leaves no feed-forward, a negative
+            span.
     """
 
     dim: int
@@ -46,6 +48,8 @@ class StageSize:
         number = isinstance(self.ratio, int | float) and 0 < self.ratio < math.inf
         if not (number and int(self.ratio * self.dim) >= 1):
             fail("StageSize ratio", f"a positive number of at least 1 / {self.dim}", repr(self.ratio))
+        if isinstance(self.span, bool) or not isinstance(self.span, int | float) or not 0 <= self.span < math.inf:
+            fail("StageSize span", "a finite number of at least 0", repr(self.span))
 
     @property
     def hidden(self) -> int:
@@ -113,7 +117,8 @@ class Stage(nn.Module):
 class Backbone(nn.Module):
     """Logits of classes: images (B, channels, H, W) -> (B, classes), in float32, float64, bfloat16 or float16.
 
-    Images need not be square, nor their sides multiples of anything; a side must hold one patch at least.
+    Images need not be square, nor their sides multiples of anything; a side must hold one patch at least. They have the
+    dtype of the parameters, but under autocast, which casts them itself.
 
     Args:
         channels: of the images.
@@ -133,6 +138,9 @@ class Backbone(nn.Module):
         rank(what, images, "B channels H W")
         if images.shape[1] != self.channels:
             fail(what, f"{self.channels} channels, (B, {self.channels}, H, W)", tuple(images.shape))
+        dtype = next(self.parameters()).dtype
+        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+            fail(f"{what} dtype", f"{dtype}, that of the parameters", images.dtype)
         self.map_sizes(*images.shape[2:])
         x = self.embedding(images)
         for stage in self.stages:
@@ -154,33 +162,33 @@ class Backbone(nn.Module):
         return sides
 
     def initial_std(self, name: str) -> float | None:
-        """Standard deviation of the normal distribution that parameter ``name`` starts from; ``None`` for others.
+        """Standard deviation of the normal distribution that parameter ``name`` starts from; ``None`` for those that
+        start from a constant.
 
-        Weights of linear maps start from N(0, 0.02) truncated at +-2, as in RMT's and Swin's code: at a hundred
-        standard deviations the truncation changes nothing.
+        Weights of linear maps start from N(0, 0.02), as in RMT's and Swin's code (which truncates at +-2, a hundred
+        standard deviations). That code leaves convolutions as PyTorch starts them, weights and biases uniform in
+        ``+-1 / sqrt(fan_in)``; a normal of the same variance, ``1 / (3 fan_in)``, is ours.
         """
-        owner, _, leaf = name.rpartition(".")
-        return STD if leaf == "weight" and isinstance(self.get_submodule(owner), nn.Linear) else None
+        owner_name, _, leaf = name.rpartition(".")
+        owner = self.get_submodule(owner_name)
+        if isinstance(owner, nn.Conv2d):
+            return 1.0 / math.sqrt(3 * owner.weight[0].numel())
+        return STD if leaf == "weight" and isinstance(owner, nn.Linear) else None
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: biases, normalisations and other parameters of one axis are not decayed, nor what a
         module exempts (``no_weight_decay``)."""
-        decayed: list[nn.Parameter] = []
-        kept: list[nn.Parameter] = []
-        for module in self.modules():
-            exempt = getattr(module, "no_weight_decay", ())
-            for name, parameter in module.named_parameters(recurse=False):
-                (kept if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": weight_decay}]
-        return [*groups, {"params": kept, "weight_decay": 0.0}] if kept else groups
+        return parameter_groups(self, weight_decay, decay_vectors=False)
 
     @torch.no_grad()
     def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            std = self.initial_std(name)
+            if std is not None:
+                parameter.normal_(std=std)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=STD, a=-2.0, b=2.0)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def drop_path_rates(highest: float, depths: Sequence[int]) -> list[list[float]]:
@@ -192,6 +200,21 @@ def drop_path_rates(highest: float, depths: Sequence[int]) -> list[list[float]]:
     end, last = drop_rate("drop path rate", highest), max(sum(depths) - 1, 1)
     rates = iter(end * block / last for block in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def stage_sizes(what: str, stages: Sequence[StageSize]) -> tuple[StageSize, ...]:
+    """Check for the sizes of at least one stage.
+
+    Raises:
+        ValueError: no sequence, an empty one, something else than sizes in it.
+    """
+    sizes = listed(what, stages, "a sequence of StageSize")
+    if not sizes:
+        fail(what, "at least one", 0)
+    for size in sizes:
+        if not isinstance(size, StageSize):
+            fail(what, "a StageSize each", repr(size))
+    return sizes
 
 
 def build_stages(
@@ -209,11 +232,8 @@ def build_stages(
         downsampling: makes what stands between two stages from their widths.
 
     Raises:
-        ValueError: something else than sizes of stages, a rate outside [0, 1).
+        ValueError: a rate outside [0, 1).
     """
-    for size in sizes:
-        if not isinstance(size, StageSize):
-            fail("stages of a backbone", "a StageSize each", repr(size))
     stages = []
     for stage, rates in enumerate(drop_path_rates(highest_drop_path, [size.depth for size in sizes])):
         blocks = [block(stage, number, rate) for number, rate in enumerate(rates)]
@@ -232,8 +252,10 @@ def build_attention(
     """``layer(dim, heads, ...)`` with ``defaults``, some of them replaced by ``options``.
 
     Raises:
-        ValueError: an option that the layer does not have.
+        ValueError: an option that the layer does not have, options that are no mapping.
     """
+    if not isinstance(options, Mapping | None):
+        fail("attention options", "a mapping from names to values, or None", repr(options))
     accepted = [p.name for p in inspect.signature(layer).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options or {}:
         one_of(f"attention option of {getattr(layer, '__name__', layer)}", option, accepted)

@@ -17,6 +17,7 @@ from biases._checks import divides, fail, positive_int
 from biases.layers import SelfAttention
 from biases.layers.build import layer as build_layer
 from biases.layers.build import position as build_position
+from biases.models._optimiser import parameter_groups
 from biases.positions import LearnedPosition
 from biases.registry import get, register
 from biases.traits import Traits
@@ -142,16 +143,7 @@ class CharGPT(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: everything is decayed, as the authors did, but what its module exempts
         (``no_weight_decay``)."""
-        exempt = {
-            id(parameter)
-            for module in self.modules()
-            for name, parameter in module.named_parameters(recurse=False)
-            if name in getattr(module, "no_weight_decay", ())
-        }
-        decayed = [p for p in self.parameters() if id(p) not in exempt]
-        kept = [p for p in self.parameters() if id(p) in exempt]
-        groups = [{"params": decayed, "weight_decay": weight_decay}]
-        return [*groups, {"params": kept, "weight_decay": 0.0}] if kept else groups
+        return parameter_groups(self, weight_decay, decay_vectors=True)
 
 
 def _rotate(layer: nn.Module, rotary: nn.Module, name: str) -> None:

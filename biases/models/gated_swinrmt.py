@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from biases._checks import fail, one_of, positive_int
+from biases._checks import one_of, positive_int
 from biases.layers.gated_swin_retention import GatedSwinRetention
 from biases.layers.gated_swin_sigmoid import GatedSwinSigmoid
-from biases.models.backbone import Backbone, Block, StageSize, build_attention, build_stages
+from biases.models.backbone import Backbone, Block, StageSize, build_attention, build_stages, stage_sizes
 from biases.models.vision_parts import (
     ConvolutionalFeedForward,
     ConvolutionalStem,
@@ -107,11 +107,10 @@ class GatedSwinRMT(Backbone):
     ) -> None:
         one_of("GatedSwinRMT kind", kind, KINDS)
         one_of("GatedSwinRMT block", block, BLOCKS)
-        if not stages:
-            fail("GatedSwinRMT stages", "at least one", len(stages))
+        sizes = stage_sizes("GatedSwinRMT stages", stages)
 
         def make_block(stage: int, number: int, rate: float) -> Block:
-            size = stages[stage]
+            size = sizes[stage]
             defaults = {
                 "window": window,
                 "shifted": number % 2 == 1,
@@ -131,9 +130,9 @@ class GatedSwinRMT(Backbone):
                 block_input=True,
             )
 
-        built = build_stages(stages, drop_path, make_block, Downsampling)
-        stem = ConvolutionalStem(positive_int("GatedSwinRMT channels", channels), stages[0].dim, strides)
-        super().__init__(channels, stem, built, ProjectedHead(stages[-1].dim, projection, classes))
+        built = build_stages(sizes, drop_path, make_block, Downsampling)
+        stem = ConvolutionalStem(positive_int("GatedSwinRMT channels", channels), sizes[0].dim, strides)
+        super().__init__(channels, stem, built, ProjectedHead(sizes[-1].dim, projection, classes))
         self.kind = kind
 
     @classmethod

@@ -13,8 +13,8 @@ from typing import Any
 
 from biases._checks import fail, one_of, positive_int
 from biases.layers.manhattan import ManhattanAttention
-from biases.models.backbone import Backbone, Block, StageSize, build_attention, build_stages
-from biases.models.vision_parts import ConvolutionalFeedForward, ConvolutionalStem, Downsampling, ProjectedHead
+from biases.models.backbone import Backbone, Block, StageSize, build_attention, build_stages, stage_sizes
+from biases.models.vision_parts import ConvolutionalFeedForward, ConvolutionalStem, Downsampling, ProjectedHead, listed
 from biases.registry import register
 from biases.traits import Traits
 
@@ -108,12 +108,14 @@ class RMT(Backbone):
         attention_options: Mapping[str, Any] | None = None,
         backend: str = "auto",
     ) -> None:
-        if not stages or len(forms) != len(stages):
-            fail("RMT forms", f"one for each of at least one stage, {len(stages)} given", tuple(forms))
+        sizes = stage_sizes("RMT stages", stages)
+        of_stage = listed("RMT forms", forms, "a sequence of 'decomposed' or 'full'")
+        if len(of_stage) != len(sizes):
+            fail("RMT forms", f"one for each stage, {len(sizes)} given", of_stage)
 
         def block(stage: int, number: int, rate: float) -> Block:
-            size = stages[stage]
-            defaults = {"form": forms[stage], "initial": initial, "span": size.span, "backend": backend}
+            size = sizes[stage]
+            defaults = {"form": of_stage[stage], "initial": initial, "span": size.span, "backend": backend}
             return Block(
                 size.dim,
                 build_attention(ManhattanAttention, size.dim, size.heads, defaults, attention_options),
@@ -124,9 +126,9 @@ class RMT(Backbone):
                 eps=EPS,
             )
 
-        built = build_stages(stages, drop_path, block, Downsampling)
-        stem = ConvolutionalStem(positive_int("RMT channels", channels), stages[0].dim, strides)
-        super().__init__(channels, stem, built, ProjectedHead(stages[-1].dim, projection, classes))
+        built = build_stages(sizes, drop_path, block, Downsampling)
+        stem = ConvolutionalStem(positive_int("RMT channels", channels), sizes[0].dim, strides)
+        super().__init__(channels, stem, built, ProjectedHead(sizes[-1].dim, projection, classes))
 
     @classmethod
     def of(cls, size: str, **options: Any) -> RMT:

@@ -22,16 +22,17 @@ the configuration, which are computed here and kept in no state. They are compar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from biases._checks import fail
+from biases.decays.exponential import rmt_log_rates
 from biases.layers.manhattan import ManhattanAttention
 from biases.models.backbone import Block, Stage
-from biases.models.rmt import RMT
+from biases.models.rmt import RMT, SIZES
 
 _OUTSIDE_BLOCKS = (
     (r"embedding\.layers\.", "patch_embed.proj."),
@@ -64,6 +65,7 @@ _RULES = (
     ),
 )
 SHOWN = 5
+PUBLISHED = ("t", "s", "b", "l")
 
 
 def official_names(model: RMT) -> dict[str, str]:
@@ -80,9 +82,13 @@ def load_official(model: RMT, state: Mapping[str, Tensor]) -> RMT:
             converted to the dtype and device of the model.
 
     Raises:
-        ValueError: names missing or unknown, shapes that differ, or constants of decay and theta shift other than those
-            of the model, by more than the rounding of float32. Nothing is loaded then.
+        ValueError: no RMT, or one whose attention is not the official one (decay added to the logits, softmax, theta
+            shift, width first; in a published size also its forms and rates of decay); names missing or unknown,
+            values that are no tensors, shapes that differ, or constants of decay and theta shift other than those of
+            the model, by more than the rounding of float32. Nothing is loaded then.
     """
+    _check_model(model)
+    _check_state(state)
     ours = model.state_dict()
     names = official_names(model)
     constants = _constants(model)
@@ -96,9 +102,54 @@ def load_official(model: RMT, state: Mapping[str, Tensor]) -> RMT:
     ]
     _none("shapes of the official state", "different", wrong)
     for name in constants.keys() & state.keys():
-        _compare(name, constants[name], state[name])
+        _compare(f"constants of the official state, {name}", constants[name], state[name])
     model.load_state_dict({name: state[official] for name, official in names.items()})
     return model
+
+
+def _check_model(model: RMT) -> None:
+    """Its parameters have the official names and shapes whatever the attention does with them."""
+    if not isinstance(model, RMT):
+        fail("model for an official state of RMT", "an RMT", type(model).__name__)
+    forms, rates = _published(model)
+    for s, stage in enumerate(model.stages):
+        for b, block in enumerate(cast(Iterable[Block], cast(Stage, stage).blocks)):
+            attention = cast(ManhattanAttention, block.attention)
+            found = {
+                "placement": (attention.decay.placement, "logits"),
+                "weights": (attention.weights, "softmax"),
+                "theta_shift": (attention.theta_shift is not None, True),
+                "order": (attention.order if attention.form == "decomposed" else "width-first", "width-first"),
+                "form": (attention.form, forms[s] if forms else attention.form),
+            }
+            for option, (got, expected) in found.items():
+                if got != expected:
+                    what = f"{option} of the attention in stages.{s}.blocks.{b}"
+                    fail(what, f"{expected!r}, as in the official model", repr(got))
+            if rates:
+                _compare(f"rates of decay in stages.{s}.blocks.{b}", rates[s], attention.decay.log_rates)
+
+
+def _published(model: RMT) -> tuple[Sequence[str], list[Tensor]]:
+    """Forms and logarithms of the rates of the published size that has the model's widths, depths and heads, if any."""
+    blocks = [cast(Sequence[Block], cast(Stage, stage).blocks) for stage in model.stages]
+    layers = [cast(ManhattanAttention, stage[0].attention) for stage in blocks]
+    ours = [(layer.dim, len(stage), layer.heads) for layer, stage in zip(layers, blocks, strict=True)]
+    for size in PUBLISHED:
+        stages = SIZES[size]["stages"]
+        if ours == [(stage.dim, stage.depth, stage.heads) for stage in stages]:
+            return SIZES[size]["forms"], [rmt_log_rates(stage.heads, span=stage.span) for stage in stages]
+    return (), []
+
+
+def _check_state(state: Mapping[str, Tensor]) -> None:
+    if not isinstance(state, Mapping):
+        fail("official state", "a mapping from names to tensors", type(state).__name__)
+    if "model" in state:
+        expected = "what the official state_dict() gives; the released files hold it under 'model'"
+        fail("official state", expected, "a mapping with the key 'model'")
+    others = [f"{name}: {type(value).__name__}" for name, value in state.items() if not isinstance(value, Tensor)]
+    _none("values of the official state", "other than tensors", others)
 
 
 def _official(name: str) -> str:
@@ -126,7 +177,7 @@ def _compare(name: str, expected: Tensor, got: Tensor) -> None:
     found = got.detach().to(device=expected.device, dtype=torch.float64)
     tolerance = 16 * torch.finfo(torch.float32).eps
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
-        fail(f"constants of the official state, {name}", expected.tolist(), found.tolist())
+        fail(name, expected.tolist(), found.tolist())
 
 
 def _none(what: str, problem: str, found: set[str] | list[str]) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from biases._checks import fail, one_of, positive_int
-from biases.layers.swin import SwinAttention
+from biases.layers.swin import TABLE_DEVIATION, SwinAttention
 from biases.models.backbone import Backbone, Block, StageSize, build_attention, build_stages
-from biases.models.vision_parts import ConvolutionalStem, FeedForward, PatchEmbedding, PatchMerging, PooledHead
+from biases.models.vision_parts import ConvolutionalStem, FeedForward, PatchEmbedding, PatchMerging, PooledHead, listed
 from biases.registry import register
 from biases.traits import Traits
 
@@ -72,8 +72,10 @@ class Swin(Backbone):
         attention_options: Mapping[str, Any] | None = None,
         backend: str = "auto",
     ) -> None:
+        depths = listed("Swin depths", depths, "a sequence of integers, one for each stage")
+        heads = listed("Swin heads", heads, "a sequence of integers, one for each stage")
         if not depths or len(depths) != len(heads):
-            fail("Swin heads", f"one number for each of at least one stage, {len(depths)} given", tuple(heads))
+            fail("Swin heads", f"one number for each of at least one stage, {len(depths)} given", heads)
         positive_int("Swin dim", dim)
         sizes = [StageSize(dim * 2**s, depths[s], heads[s], ratio=ratio) for s in range(len(depths))]
 
@@ -89,6 +91,10 @@ class Swin(Backbone):
             PatchEmbedding(channels, dim, patch) if strides is None else ConvolutionalStem(channels, dim, strides)
         )
         super().__init__(channels, embedding, stages, PooledHead(sizes[-1].dim, classes))
+
+    def initial_std(self, name: str) -> float | None:
+        """As in every backbone; the tables of relative position start from N(0, 0.02) (Swin's code)."""
+        return TABLE_DEVIATION if name.endswith(".relative_position") else super().initial_std(name)
 
     @classmethod
     def of(cls, size: str, **options: Any) -> Swin:

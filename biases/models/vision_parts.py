@@ -8,6 +8,7 @@ patches and 2 x 2 neighbourhoods pad below and on the right, so that a side of n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ def drop_rate(what: str, rate: object) -> float:
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
         fail(what, "a probability in [0, 1)", repr(rate))
     return float(rate)
+
+
+def listed(what: str, given: Sequence[Any], expected: str) -> tuple[Any, ...]:
+    """Check for a tuple or list of anything."""
+    if not isinstance(given, tuple | list):
+        fail(what, expected, repr(given))
+    return tuple(given)
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -54,9 +62,10 @@ class ConvolutionalStem(nn.Module):
         super().__init__()
         positive_int("ConvolutionalStem channels", channels)
         half = even("ConvolutionalStem dim", dim) // 2
-        if len(strides) != 2:
-            fail("ConvolutionalStem strides", "two integers", strides)
-        first, third = (positive_int("ConvolutionalStem stride", stride) for stride in strides)
+        both = listed("ConvolutionalStem strides", strides, "two integers")
+        if len(both) != 2:
+            fail("ConvolutionalStem strides", "two integers", both)
+        first, third = (positive_int("ConvolutionalStem stride", stride) for stride in both)
         self.stride = first * third
         self.layers = nn.Sequential()
         for into, out, stride in ((channels, half, first), (half, half, 1), (half, dim, third), (dim, dim, 1)):
