@@ -17,7 +17,9 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import queue
+import shlex
 import signal
 import statistics
 import sys
@@ -231,7 +233,7 @@ def summarise(
     """Accuracies of every model, and everything that is needed to get them again."""
     return {
         "schema": 1,
-        "command": "python benchmarks/digits.py",
+        "command": command(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "threshold": THRESHOLD,
         "train": asdict(train),
@@ -244,6 +246,16 @@ def summarise(
         "threads_each": sorted({result["threads"] for result in results}),
         "models": {name: family([result for result in results if result["arm"] == name]) for name in options.models},
     }
+
+
+def command() -> str:
+    """This program's command line as a shell reads it, paths as they are seen from the folder it runs in."""
+
+    def relative(word: str) -> str:
+        option, equals, value = word.rpartition("=")
+        return option + equals + os.path.relpath(value) if os.path.isabs(value) else word
+
+    return shlex.join(["python", *map(relative, (__file__, *sys.argv[1:]))])
 
 
 def family(results: list[Result]) -> dict[str, Any]:
@@ -269,25 +281,21 @@ def family(results: list[Result]) -> dict[str, Any]:
 def show(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table(
-        Column("model", no_wrap=True),
-        "parameters",
-        "mean",
-        "smallest",
-        "seeds",
-        "seconds",
-        "",
-        box=None,
-        pad_edge=False,
+    numbers = (
+        Column(what, no_wrap=True, justify="right") for what in ("parameters", "mean", "smallest", "seeds", "seconds")
     )
+    # The name alone gives way where the terminal is narrow.
+    columns = (Column("model", overflow="fold"), *numbers, Column("", no_wrap=True))
+    table = Table(*columns, box=None, pad_edge=False)
     for name, row in summary["models"].items():
         shares = (row["mean_test_accuracy"], row["smallest_test_accuracy"])
         mean, smallest = ("-" if share is None else f"{100 * share:.2f} %" for share in shares)
         verdict = "" if row["over_threshold"] else f"not over {100 * THRESHOLD:g} %"
         parameters = "-" if row["parameters"] is None else f"{row['parameters']:,}"
         cells = (parameters, mean, smallest, str(len(row["seeds"])), f"{row['seconds']:.0f}", verdict)
-        table.add_row(name.replace("[", r"\["), *cells)
+        table.add_row(Text(name), *cells)
     console = Console(highlight=False)
     data, wall = summary["data"], summary["wall_seconds"]
     console.print(table)

@@ -8,10 +8,12 @@ import io
 import json
 import os
 import random
+import struct
 import tarfile
 import urllib.error
 import urllib.request
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,6 +323,45 @@ def test_a_full_disk_leaves_nothing(cache, served, monkeypatch):
     assert files_in(cache) == []
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_copy_that_cannot_be_finished_leaves_nothing(cache, served, monkeypatch, call):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(ImagesUnavailable, match="No space left on device; nothing was kept; BIASES_CACHE"):
+        load_cifar10(edition=EDITION)
+    assert files_in(cache) == []
+
+
+def test_a_directory_where_the_copy_belongs_is_named_before_the_download(cache, served):
+    (cache / cifar.ARCHIVE).mkdir(parents=True)
+    with pytest.raises(ImagesUnavailable, match=f"{cifar.ARCHIVE}: expected a copy of the data .*, got a directory"):
+        load_cifar10(edition=EDITION)
+    assert served == []
+    assert files_in(cache) == [cifar.ARCHIVE]
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+def test_a_copy_that_cannot_be_read_is_named(cache, served, monkeypatch, reads):
+    """At once, or after it was checked."""
+    load_cifar10(edition=EDITION)
+    whole, opened = Path.open, []
+
+    def refuse(path, *arguments, **options):
+        if path.name == cifar.ARCHIVE:
+            opened.append(path)
+            if len(opened) > reads:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ImagesUnavailable, match=r"cached copy .*: expected to read it, got .*Permission denied"):
+        load_cifar10(edition=EDITION)
+    assert files_in(cache) == [cifar.ARCHIVE]
+    assert len(served) == 1
+
+
 def test_no_network_names_the_address_and_the_alternative(cache, monkeypatch):
     def urlopen(url, timeout):
         raise urllib.error.URLError("no route to host")
@@ -474,6 +515,54 @@ def test_the_hash_tells_files_labels_and_size_apart(tree):
 def test_modes_and_shapes_become_rgb_squares(tree, mode, size):
     Image.new(mode, size).save(tree / "a/0.png")
     assert load_image_folder(tree, size=16).train.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")])
+def test_sixteen_bits_keep_their_gradient(tree, mode, suffix):
+    values = np.linspace(0, 65535, 256).reshape(16, 16).round().astype(np.uint16)
+    content = io.BytesIO()
+    stored = values.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    Image.frombytes(mode, (16, 16), stored).save(content, format=suffix)
+    assert Image.open(content).mode == mode
+    (tree / "a/0.png").write_bytes(content.getvalue())
+    image = load_image_folder(tree, size=16).train[0]
+    for channel in image:
+        assert channel.flatten().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(("mode", "got"), [("I", "mode I,"), ("F", "mode F,"), ("I;12", "12,")])
+def test_pixels_of_unknown_range_are_refused(tree, mode, got):
+    content = io.BytesIO()
+    if mode == "I;12":
+        # Pillow reads such files and does not write them: two pixels of 12 bits in three bytes.
+        tags = [(256, 8), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 1)]
+        tags.append((279, 12))
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        content.write(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + bytes(12))
+    else:
+        Image.new(mode, (8, 8)).save(content, format="TIFF")
+    (tree / "b/0.png").write_bytes(content.getvalue())
+    with pytest.raises(ValueError, match=rf"line 3: expected .* in .*b/0\.png, got pixels of .*{got}.* range is not"):
+        load_image_folder(tree, size=8)
+
+
+@pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000)])
+def test_a_thin_image_is_never_enlarged_as_a_whole(tree, monkeypatch, shape):
+    width, height = shape
+    middle = np.zeros((height, width, 3), dtype=np.uint8)
+    middle[max(height // 2 - 4, 0) : height // 2 + 4, max(width // 2 - 4, 0) : width // 2 + 4] = 90
+    Image.fromarray(middle).save(tree / "a/0.png")
+    sides = []
+    whole = Image.Image.resize
+
+    def resize(self, *arguments, **options):
+        result = whole(self, *arguments, **options)
+        sides.extend(result.size)
+        return result
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    assert (load_image_folder(tree, size=8).train[0] == 90).all()
+    assert max(sides) == 8
 
 
 @pytest.mark.parametrize(

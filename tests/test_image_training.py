@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from biases.ablation import Images, ImageTrainConfig, train_images
-from biases.ablation.image_training import parameter_groups
 from biases.ablation.images.sampling import batches, flipped, shifted
 from biases.ablation.training import generator
+from biases.models import parameter_groups
 
 CONFIG = ImageTrainConfig(steps=24, batch=8, learning_rate=1e-2, warmup=4, evaluate_every=12, shift=1)
 
@@ -151,26 +151,84 @@ def test_two_models_of_a_seed_see_the_same_images_and_start_from_the_same_values
     assert not torch.equal(plain.start["head.weight"], other.start["head.weight"])
 
 
-def test_one_augmentation_does_not_change_the_other_nor_the_order():
+@pytest.mark.parametrize(("shift", "flip"), [(0, False), (2, False), (0, True), (2, True)])
+def test_each_augmentation_draws_from_a_generator_of_its_own(shift, flip):
     images = made_images(mirrored=True)
-    order = list(islice(batches(len(images.train), CONFIG.batch, generator(3, "batches")), 2))
-    whole = replace(CONFIG, shift=0, flip=False, steps=2, warmup=0)
     model = Recorder()
-    train_images(model, images, whole, seed=3)
+    train_images(model, images, replace(CONFIG, shift=shift, flip=flip, steps=3, warmup=0), seed=3)
+    order = islice(batches(len(images.train), CONFIG.batch, generator(3, "batches")), 3)
+    shifts, flips = generator(3, "shifts"), generator(3, "flips")
+    assert len(model.seen) == 3
     for chosen, seen in zip(order, model.seen, strict=True):
-        assert torch.equal(seen, images.normalise(images.train[chosen]))
-    both, flips = Recorder(), Recorder()
-    train_images(both, images, replace(whole, shift=1, flip=True), seed=3)
-    train_images(flips, images, replace(whole, shift=0, flip=True), seed=3)
-    draw = generator(3, "flips")
-    for chosen, seen, alone in zip(order, both.seen, flips.seen, strict=True):
-        state = draw.get_state()
-        assert torch.equal(alone, images.normalise(flipped(images.train[chosen], draw)))
-        draw.set_state(state)
-        which = torch.randint(0, 2, (len(chosen), 1, 1, 1), generator=draw).bool().flatten()
-        assert seen.shape == alone.shape
-        assert which.any()
-        assert not which.all()
+        plain = images.train[chosen]
+        x = shifted(plain, shift, shifts)
+        assert torch.equal(x, plain) is (shift == 0)
+        if flip:
+            mirrored = flipped(x, flips)
+            assert not torch.equal(mirrored, x)
+            x = mirrored
+        assert torch.equal(seen, images.normalise(x))
+
+
+class Linear(nn.Module):
+    """Logits linear in the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 36))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, images):
+        return nn.functional.linear(images.flatten(1), self.weight, self.bias)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_updates_are_those_of_adamw_by_hand(schedule):
+    config = ImageTrainConfig(
+        steps=6,
+        batch=8,
+        learning_rate=0.1,
+        warmup=2,
+        weight_decay=0.5,
+        betas=(0.6, 0.8),
+        clip=0.8,
+        schedule=schedule,
+        label_smoothing=0.1,
+        evaluate_every=6,
+    )
+    factors = [0.5, 1.0, *([0.5 * (1 + math.cos(math.pi * k / 4)) for k in (1, 2, 3, 4)])]
+    if schedule == "constant":
+        factors = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    start = torch.randn(3, 37, generator=torch.Generator().manual_seed(0)).double() / 2
+    model = Linear()
+    with torch.no_grad():
+        model.weight.copy_(start[:, :36])
+        model.bias.copy_(start[:, 36])
+    value = torch.cat((model.weight, model.bias[:, None]), 1).detach().double()
+    decay = torch.full_like(value, config.weight_decay)
+    decay[:, 36] = 0
+    first, second = torch.zeros_like(value), torch.zeros_like(value)
+    norms = []
+    order = batches(len(IMAGES.train), config.batch, generator(5, "batches"))
+    for step, factor in enumerate(factors, 1):
+        chosen = next(order)
+        x = nn.functional.pad(IMAGES.normalise(IMAGES.train[chosen]).flatten(1).double(), (0, 1), value=1.0)
+        target = torch.full((8, 3), 0.1 / 3, dtype=torch.float64)
+        target[torch.arange(8), IMAGES.train_labels[chosen]] += 0.9
+        gradient = ((x @ value.T).softmax(1) - target).T @ x / 8
+        norms.append(gradient.norm().item())
+        gradient = gradient * min(1.0, config.clip / norms[-1])
+        first = 0.6 * first + 0.4 * gradient
+        second = 0.8 * second + 0.2 * gradient**2
+        rate = config.learning_rate * factor
+        value = value * (1 - rate * decay)
+        value = value - rate * (first / (1 - 0.6**step)) / ((second / (1 - 0.8**step)).sqrt() + 1e-8)
+    # Some gradients are clipped and some are not.
+    assert min(norms) < config.clip < max(norms)
+    train_images(model, IMAGES, config, seed=5)
+    got = torch.cat((model.weight, model.bias[:, None]), 1).detach().double()
+    # Rounding of float32; each setting that is ignored changes more than a hundredth.
+    torch.testing.assert_close(got, value, rtol=0, atol=2e-4)
 
 
 def test_every_image_is_seen_once_in_every_epoch():
@@ -271,7 +329,7 @@ def test_what_is_decayed():
 
     model = Exempt()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = parameter_groups(model, 0.3)
+    decayed, kept = parameter_groups(model, 0.3, decay_vectors=False)
     assert decayed["weight_decay"] == 0.3
     assert kept["weight_decay"] == 0
     assert {names[id(p)] for p in decayed["params"]} == {"convolution.weight", "head.weight"}
@@ -344,3 +402,24 @@ def test_bad_seeds_and_devices_are_refused(options, message):
 def test_logits_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"model output: expected logits of shape \(8, 3\), got \(8, 4\)"):
         train_images(Net(classes=4), IMAGES, CONFIG, seed=0)
+
+
+@pytest.mark.parametrize("shift", [5, 6, 60])
+def test_a_shift_by_the_smaller_side_or_more_is_refused(shift):
+    wide = replace(IMAGES, train=IMAGES.train[:, :, :5], test=IMAGES.test[:, :, :5])
+    with pytest.raises(ValueError, match=f"shift with images 'made': expected less than .*5 pixels, got {shift}"):
+        trained(replace(CONFIG, shift=shift), images=wide)
+    assert trained(replace(CONFIG, shift=4, steps=5), images=wide)["status"] == "ok"
+
+
+def test_a_trained_model_can_be_trained_on():
+    torch.manual_seed(1)
+    model = Net()
+    before = train_images(model, IMAGES, CONFIG, seed=0)
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    onward = train_images(model, IMAGES, CONFIG, seed=1, initialise=False)
+    assert onward["curve"][0]["test_loss"] == before["metrics"]["test_loss"]
+    assert onward["metrics"]["test_loss"] < before["metrics"]["test_loss"]
+    model.load_state_dict(saved)
+    redrawn = train_images(model, IMAGES, CONFIG, seed=1)
+    assert redrawn["curve"][0]["test_loss"] != before["metrics"]["test_loss"]

@@ -1,4 +1,7 @@
-"""Ablations: paired multi-seed trainings of character models and image classifiers, stored one result a cell."""
+"""Ablations: paired multi-seed trainings of character models, stored one result a cell, and of image classifiers.
+
+:func:`train_images` returns its result and stores nothing; ``benchmarks/digits.py`` runs and stores a grid of them.
+"""
 
 from biases.ablation.data import DATASETS, Text, TextUnavailable, load_text
 from biases.ablation.grid import run_cell, run_grid

@@ -8,7 +8,6 @@ throughout; the reported accuracies are those after the last update, never the b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,24 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biases._checks import fail, one_of, positive_int
+from biases._checks import fail
+from biases.ablation._loop import Diverged, Progress, Training, check_device, own_random_state
 from biases.ablation.evaluation import evaluating
 from biases.ablation.images import Images
 from biases.ablation.images.sampling import batches, flipped, shifted
-from biases.ablation.spec import SCHEDULES, checked_count, checked_number
-from biases.ablation.training import (
-    REPORT_EVERY,
-    Diverged,
-    Progress,
-    check_device,
-    generator,
-    initialise,
-    learning_rate,
-)
+from biases.ablation.spec import Optimisation, checked_count, checked_number
+from biases.ablation.training import generator
+from biases.ablation.training import initialise as redraw
 
 
 @dataclass(frozen=True)
-class ImageTrainConfig:
+class ImageTrainConfig(Optimisation):
     """How every model is trained and evaluated.
 
     Weight decay and label smoothing are those of Swin's and RMT's training; the rest is sized for small images.
@@ -43,7 +36,7 @@ class ImageTrainConfig:
         batch: images an update.
         learning_rate: peak of the schedule.
         warmup: updates of linear warm-up, fewer than ``steps``.
-        weight_decay: AdamW's, on what :func:`parameter_groups` says.
+        weight_decay: AdamW's; see :func:`train_images` for what is decayed.
         betas: AdamW's.
         clip: largest gradient norm; ``None`` for no clipping.
         schedule: ``"cosine"`` (to 0 at the last update) or ``"constant"``, after the warm-up.
@@ -70,27 +63,12 @@ class ImageTrainConfig:
     evaluate_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "evaluate_every"):
-            positive_int(f"ImageTrainConfig {name}", getattr(self, name))
-        if checked_count("ImageTrainConfig warmup", self.warmup) >= self.steps:
-            fail("ImageTrainConfig warmup", f"fewer updates than steps={self.steps}", self.warmup)
+        super().__post_init__()
+        smoothing = checked_number("ImageTrainConfig label_smoothing", self.label_smoothing, 0, 1)
+        object.__setattr__(self, "label_smoothing", smoothing)
         checked_count("ImageTrainConfig shift", self.shift)
-        one_of("ImageTrainConfig schedule", self.schedule, SCHEDULES)
         if not isinstance(self.flip, bool):
             fail("ImageTrainConfig flip", "True or False", repr(self.flip))
-        self._set(
-            "learning_rate", checked_number("ImageTrainConfig learning_rate", self.learning_rate, 0, open_low=True)
-        )
-        self._set("weight_decay", checked_number("ImageTrainConfig weight_decay", self.weight_decay, 0))
-        self._set("label_smoothing", checked_number("ImageTrainConfig label_smoothing", self.label_smoothing, 0, 1))
-        if self.clip is not None:
-            self._set("clip", checked_number("ImageTrainConfig clip", self.clip, 0, open_low=True))
-        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
-            fail("ImageTrainConfig betas", "two numbers", repr(self.betas))
-        self._set("betas", tuple(checked_number("ImageTrainConfig betas", beta, 0, 1) for beta in self.betas))
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
 
 
 def build_image_model(name: str, images: Images, seed: int) -> nn.Module:
@@ -108,31 +86,17 @@ def build_image_model(name: str, images: Images, seed: int) -> nn.Module:
         return zoo.model(name, classes=len(images.classes), channels=images.channels)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: the model's own where it has ``parameter_groups(weight_decay)``.
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: the model's own, or else by :func:`biases.models.parameter_groups`."""
+    from biases.models import parameter_groups
 
-    Otherwise parameters with fewer than two axes (biases, normalisations, scales) and those that a module names in
-    ``no_weight_decay`` are not decayed.
-    """
     own = getattr(model, "parameter_groups", None)
     if own is not None:
         return cast(Any, own)(weight_decay)
-    decayed, kept = list[nn.Parameter](), list[nn.Parameter]()
-    exempt = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
-    }
-    for parameter in model.parameters():
-        (kept if id(parameter) in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return parameter_groups(model, weight_decay, decay_vectors=False)
 
 
-class _Run:
-    """The state of one training."""
-
+class _ImageTraining(Training):
     def __init__(
         self,
         model: nn.Module,
@@ -142,22 +106,14 @@ class _Run:
         device: str,
         progress: Progress | None,
     ) -> None:
-        self.model, self.images, self.config, self.device, self.progress = model, images, config, device, progress
-        if hasattr(model, "initial_std"):
-            initialise(model, seed)
+        self.images, self.device = images, device
         model.to(device)
-        groups = parameter_groups(model, config.weight_decay)
-        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        super().__init__(model, _groups(model, config.weight_decay), config, seed, progress=progress, names={})
         self.order = batches(len(images.train), config.batch, generator(seed, "batches"))
         # Generators of their own: one augmentation does not change what another draws.
         self.shifts, self.flips = generator(seed, "shifts"), generator(seed, "flips")
-        self.curve: list[dict[str, float | int | None]] = []
-        self.losses: list[Tensor] = []
+        self.smoothing, self.shift, self.flip = config.label_smoothing, config.shift, config.flip
         self.latest: tuple[float, float] = (math.nan, math.nan)
-
-    def event(self, kind: str, **values: Any) -> None:
-        if self.progress is not None:
-            self.progress({"event": kind, "steps": self.config.steps, **values})
 
     def logits(self, images: Tensor) -> Tensor:
         """Bytes (N, channels, H, W) -> (N, classes), float32."""
@@ -180,58 +136,21 @@ class _Run:
             raise Diverged("evaluation loss", step)
         return right / len(images), loss.mean().item()
 
-    def recent(self, step: int, since: int) -> list[float]:
-        """Training losses of the updates after ``since``, checked."""
-        values = torch.stack(self.losses).tolist() if self.losses else []
-        for index, value in enumerate(values):
-            if not math.isfinite(value):
-                raise Diverged("training loss", since + index + 1)
-        if values:
-            self.event("step", step=step, loss=values[-1])
-        self.losses.clear()
-        return values
+    def loss(self) -> Tensor:
+        chosen = next(self.order)
+        x = shifted(self.images.train[chosen], self.shift, self.shifts)
+        if self.flip:
+            x = flipped(x, self.flips)
+        labels = self.images.train_labels[chosen].to(self.device)
+        return F.cross_entropy(self.logits(x), labels, label_smoothing=self.smoothing)
 
-    def evaluate(self, step: int, train_losses: list[float]) -> None:
+    def evaluate(self, step: int, train_loss: float | None) -> dict[str, float | int | None]:
         self.latest = self.measure(self.images.test, self.images.test_labels, step)
         accuracy, loss = self.latest
-        train = sum(train_losses) / len(train_losses) if train_losses else None
-        self.curve.append({"step": step, "train_loss": train, "test_loss": loss, "test_accuracy": accuracy})
-        self.event("evaluation", step=step, train_loss=train, test_loss=loss, test_accuracy=accuracy)
-
-    def update(self, step: int) -> None:
-        config = self.config
-        chosen = next(self.order)
-        x = shifted(self.images.train[chosen], config.shift, self.shifts)
-        if config.flip:
-            x = flipped(x, self.flips)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(config, step)
-        labels = self.images.train_labels[chosen].to(self.device)
-        loss = F.cross_entropy(self.logits(x), labels, label_smoothing=config.label_smoothing)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimiser.step()
-        self.losses.append(loss.detach())
-
-    def train(self) -> None:
-        config = self.config
-        self.model.train()
-        self.evaluate(0, [])
-        seen, since_evaluation = 0, list[float]()
-        for step in range(1, config.steps + 1):
-            self.update(step)
-            due = step % config.evaluate_every == 0 or step == config.steps
-            if due or step - seen == REPORT_EVERY:
-                since_evaluation += self.recent(step, seen)
-                seen = step
-            if due:
-                self.evaluate(step, since_evaluation)
-                since_evaluation = []
+        return {"train_loss": train_loss, "test_loss": loss, "test_accuracy": accuracy}
 
     def metrics(self) -> dict[str, Any]:
-        """Values after the last update, whose evaluation is the latest; see :func:`train_images`."""
+        """See :func:`train_images`."""
         accuracy, loss = self.latest
         images, config = self.images, self.config
         train_accuracy, train_loss = self.measure(images.train, images.train_labels, config.steps)
@@ -253,18 +172,23 @@ def train_images(
     *,
     seed: int,
     device: str = "cpu",
+    initialise: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train and evaluate a freshly built model, in place. The caller's random state is left as it was.
+    """Train and evaluate a model, in place. The caller's random state is left as it was.
 
     Args:
-        model: maps normalised images (N, channels, H, W) to logits (N, classes). Parameters of which it declares a
-            distribution (``initial_std(name)``, the standard deviation of a normal; ``None`` for the others) are drawn
-            anew from ``seed``, name and shape; the others start as they are. See also :func:`parameter_groups`.
+        model: maps normalised images (N, channels, H, W) to logits (N, classes). AdamW's groups are its own where it
+            has ``parameter_groups(weight_decay)``, and :func:`biases.models.parameter_groups` (biases, normalisations
+            and what a module exempts are not decayed) otherwise.
         images: all of the test split is evaluated.
         config: the same for every model of a comparison.
         seed: of the order, the augmentation, the initial weights and dropout; at least 0.
         device: where to train; order, augmentation and initial weights are drawn on the CPU and do not depend on it.
+        initialise: redraw the parameters of which the model declares a distribution (``initial_std(name)``, the
+            standard deviation of a normal; ``None`` for the others) from ``seed``, name and shape, so that models of a
+            seed start equal where they can; the others start as they are. ``False`` leaves all as they are: for a model
+            that was trained before, whose weights would be lost.
         progress: called with ``{"event": "step" | "evaluation", "step", "steps", ...}``; an exception that it raises
             ends the training.
 
@@ -277,23 +201,20 @@ def train_images(
         ``test_loss`` and ``test_accuracy``.
 
     Raises:
-        ValueError: a flip of images that do not allow it, a negative seed, a device that is not here, images or logits
-            that do not fit the model.
+        ValueError: a flip of images that do not allow it, a shift by their smaller side or more, a negative seed, a
+            device that is not here, images or logits that do not fit the model.
     """
     checked_count("seed", seed)
     if config.flip and not images.mirrored:
         fail(
             f"ImageTrainConfig flip with images {images.name!r}", "False: a mirror image may be of another class", True
         )
+    smaller = min(images.train.shape[2:])
+    if config.shift >= smaller:
+        expected = f"less than the smaller side, {smaller} pixels"
+        fail(f"ImageTrainConfig shift with images {images.name!r}", expected, config.shift)
     device = check_device(device)
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        run = _Run(model, images, config, seed, device, progress)
-        torch.manual_seed(seed)
-        try:
-            run.train()
-            outcome: Mapping[str, Any] = {"status": "ok", "error": None, "metrics": run.metrics()}
-        except Diverged as diverged:
-            reached = {"diverged_at": diverged.step}
-            outcome = {"status": "diverged", "error": str(diverged), "metrics": reached}
-    return {**outcome, "curve": run.curve}
+    with own_random_state(device, seed):
+        if initialise and hasattr(model, "initial_std"):
+            redraw(model, seed)
+        return _ImageTraining(model, images, config, seed, device, progress).run()

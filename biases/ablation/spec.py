@@ -95,7 +95,53 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class Optimisation:
+    """What trainings of texts and of images have in common; each gives its defaults and adds its own.
+
+    Attributes:
+        steps: updates.
+        batch: examples an update.
+        learning_rate: peak of the schedule.
+        warmup: updates of linear warm-up, fewer than ``steps``.
+        weight_decay, betas: AdamW's.
+        clip: largest gradient norm; ``None`` for no clipping.
+        schedule: ``"cosine"`` (to 0 at the last update) or ``"constant"``, after the warm-up.
+        evaluate_every: updates between two points of the curve.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float | None
+    schedule: str
+    evaluate_every: int
+
+    def __post_init__(self) -> None:
+        what = type(self).__name__
+        for name in ("steps", "batch", "evaluate_every"):
+            positive_int(f"{what} {name}", getattr(self, name))
+        if checked_count(f"{what} warmup", self.warmup) >= self.steps:
+            fail(f"{what} warmup", f"fewer updates than steps={self.steps}", self.warmup)
+        one_of(f"{what} schedule", self.schedule, SCHEDULES)
+        rate = checked_number(f"{what} learning_rate", self.learning_rate, 0, open_low=True)
+        object.__setattr__(self, "learning_rate", rate)
+        object.__setattr__(self, "weight_decay", checked_number(f"{what} weight_decay", self.weight_decay, 0))
+        if self.clip is not None:
+            object.__setattr__(self, "clip", checked_number(f"{what} clip", self.clip, 0, open_low=True))
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            fail(f"{what} betas", "two numbers", repr(self.betas))
+        first, second = (checked_number(f"{what} betas", beta, 0, 1) for beta in self.betas)
+        object.__setattr__(self, "betas", (first, second))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Optimisation):
     """How every arm is trained and evaluated.
 
     Attributes:
@@ -128,23 +174,10 @@ class TrainConfig:
     truncated_positions: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "evaluate_every"):
-            positive_int(f"TrainConfig {name}", getattr(self, name))
-        if checked_count("TrainConfig warmup", self.warmup) >= self.steps:
-            fail("TrainConfig warmup", f"fewer updates than steps={self.steps}", self.warmup)
+        super().__post_init__()
         if self.evaluation_windows is not None:
             positive_int("TrainConfig evaluation_windows", self.evaluation_windows)
         checked_count("TrainConfig truncated_positions", self.truncated_positions)
-        one_of("TrainConfig schedule", self.schedule, SCHEDULES)
-        rate = checked_number("TrainConfig learning_rate", self.learning_rate, 0, open_low=True)
-        object.__setattr__(self, "learning_rate", rate)
-        object.__setattr__(self, "weight_decay", checked_number("TrainConfig weight_decay", self.weight_decay, 0))
-        if self.clip is not None:
-            object.__setattr__(self, "clip", checked_number("TrainConfig clip", self.clip, 0, open_low=True))
-        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
-            fail("TrainConfig betas", "two numbers", repr(self.betas))
-        first, second = (checked_number("TrainConfig betas", beta, 0, 1) for beta in self.betas)
-        object.__setattr__(self, "betas", (first, second))
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from biases._checks import fail
+from biases.ablation._loop import Diverged, Progress, Training, check_device, learning_rate, own_random_state
 from biases.ablation.data import Text
 from biases.ablation.evaluation import (
     evaluation_windows,
@@ -30,19 +30,20 @@ from biases.ablation.evaluation import (
 )
 from biases.ablation.spec import Cell
 
+__all__ = [
+    "Build",
+    "Progress",
+    "build_model",
+    "check_device",
+    "check_text",
+    "generator",
+    "initialise",
+    "learning_rate",
+    "train_cell",
+    "training_batch",
+]
+
 Build = Callable[[Cell, int], nn.Module]
-Progress = Callable[[dict[str, Any]], None]
-
-REPORT_EVERY = 20
-"""Updates between two looks at the losses; each look waits for the device."""
-
-
-class Diverged(ArithmeticError):
-    """A loss that is not finite."""
-
-    def __init__(self, what: str, step: int) -> None:
-        super().__init__(f"{what} is not finite at step {step}")
-        self.step = step
 
 
 def build_model(cell: Cell, vocab: int) -> nn.Module:
@@ -93,52 +94,11 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=own) * std)
 
 
-class Schedule(Protocol):
-    """What the learning rate follows from; the configurations say what each is."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def warmup(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-
-
-def learning_rate(config: Schedule, step: int) -> float:
-    """Rate of update ``step`` (1 to ``steps``): linear up to the peak at ``warmup``, then the schedule.
-
-    The cosine reaches 0 at ``steps``, as published; the published extra update 0, whose rate is 0, is not
-    made.
-    """
-    if step < config.warmup:
-        return config.learning_rate * step / config.warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup) / (config.steps - config.warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def training_batch(tokens: Tensor, context: int, batch: int, order: torch.Generator) -> tuple[Tensor, Tensor]:
     """Windows (batch, context) at random starts, and the same shifted by one token."""
     starts = torch.randint(0, len(tokens) - context, (batch, 1), generator=order)
     windows = tokens[starts + torch.arange(context + 1)]
     return windows[:, :-1], windows[:, 1:]
-
-
-def check_device(device: str) -> str:
-    """Check that PyTorch knows the device and that it is here.
-
-    Raises:
-        ValueError: it does not, or it is not.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device: expected one that PyTorch can use here, got {device!r} ({reason})") from error
-    return str(torch.device(device))
 
 
 def check_text(cell: Cell, text: Text) -> None:
@@ -153,82 +113,36 @@ def check_text(cell: Cell, text: Text) -> None:
         fail(f"text {text.name!r}", expected, f"{len(text.train)} to train, {len(text.validation)} to validate")
 
 
-class _Run:
-    """The state of one training."""
-
+class _TextTraining(Training):
     def __init__(self, cell: Cell, text: Text, device: str, build: Build, progress: Progress | None) -> None:
-        self.cell, self.text, self.device, self.progress = cell, text, device, progress
+        self.cell, self.text, self.device = cell, text, device
         train, context = cell.train, cell.model.context
-        self.model = build(cell, len(text.vocabulary))
-        initialise(self.model, cell.seed)
-        self.model.to(device)
-        groups = cast(Any, self.model).parameter_groups(train.weight_decay)
-        self.optimiser = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas)
+        model = build(cell, len(text.vocabulary))
+        initialise(model, cell.seed)
+        model.to(device)
+        groups = cast(Any, model).parameter_groups(train.weight_decay)
+        names = {"id": cell.id, "arm": cell.arm, "seed": cell.seed}
+        super().__init__(model, groups, train, cell.seed, progress=progress, names=names)
+        self.order = generator(cell.seed, "batches")
         self.validation = evaluation_windows(text.validation, context, train.evaluation_windows)
-        self.curve: list[dict[str, float | int | None]] = []
-        self.losses: list[Tensor] = []
         self.latest = torch.empty(0)
 
-    def event(self, kind: str, **values: Any) -> None:
-        if self.progress is not None:
-            cell = self.cell
-            self.progress({"event": kind, "id": cell.id, "arm": cell.arm, "seed": cell.seed, **values})
-
     def full(self, windows: tuple[Tensor, Tensor], step: int) -> Tensor:
-        losses = full_losses(self.model, *windows, batch=self.cell.train.batch, device=self.device)
+        losses = full_losses(self.model, *windows, batch=self.config.batch, device=self.device)
         if not losses.isfinite().all():
             raise Diverged("evaluation loss", step)
         return losses
 
-    def recent(self, step: int, since: int) -> list[float]:
-        """Training losses of the updates after ``since``, checked."""
-        values = torch.stack(self.losses).tolist() if self.losses else []
-        for index, value in enumerate(values):
-            if not math.isfinite(value):
-                raise Diverged("training loss", since + index + 1)
-        if values:
-            self.event("step", step=step, steps=self.cell.train.steps, loss=values[-1])
-        self.losses.clear()
-        return values
+    def loss(self) -> Tensor:
+        x, y = training_batch(self.text.train, self.cell.model.context, self.config.batch, self.order)
+        return position_losses(self.model, x.to(self.device), y.to(self.device)).mean()
 
-    def evaluate(self, step: int, train_losses: list[float]) -> None:
+    def evaluate(self, step: int, train_loss: float | None) -> dict[str, float | int | None]:
         self.latest = self.full(self.validation, step)
-        full = self.latest.mean().item()
-        train = sum(train_losses) / len(train_losses) if train_losses else None
-        self.curve.append({"step": step, "train": train, "validation": full})
-        self.event("evaluation", step=step, steps=self.cell.train.steps, train=train, validation=full)
-
-    def update(self, step: int, order: torch.Generator) -> None:
-        train = self.cell.train
-        x, y = training_batch(self.text.train, self.cell.model.context, train.batch, order)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(train, step)
-        loss = position_losses(self.model, x.to(self.device), y.to(self.device)).mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if train.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), train.clip)
-        self.optimiser.step()
-        self.losses.append(loss.detach())
-
-    def train(self) -> None:
-        train = self.cell.train
-        order = generator(self.cell.seed, "batches")
-        self.model.train()
-        self.evaluate(0, [])
-        seen, since_evaluation = 0, []
-        for step in range(1, train.steps + 1):
-            self.update(step, order)
-            due = step % train.evaluate_every == 0 or step == train.steps
-            if due or step - seen == REPORT_EVERY:
-                since_evaluation += self.recent(step, seen)
-                seen = step
-            if due:
-                self.evaluate(step, since_evaluation)
-                since_evaluation = []
+        return {"train": train_loss, "validation": self.latest.mean().item()}
 
     def metrics(self) -> dict[str, Any]:
-        """Values after the last update, whose evaluation is the latest; see :func:`train_cell`."""
+        """See :func:`train_cell`."""
         config, (inputs, targets) = self.cell.train, self.validation
         full = self.latest
         seen = evaluation_windows(self.text.train, self.cell.model.context, len(inputs))
@@ -280,16 +194,5 @@ def train_cell(
     """
     check_text(cell, text)
     device = check_device(device)
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(cell.seed)
-        run = _Run(cell, text, device, build, progress)
-        # Arms draw different amounts while they are built; dropout starts from the same state.
-        torch.manual_seed(cell.seed)
-        try:
-            run.train()
-            outcome: Mapping[str, Any] = {"status": "ok", "error": None, "metrics": run.metrics()}
-        except Diverged as diverged:
-            reached = {"diverged_at": diverged.step}
-            outcome = {"status": "diverged", "error": str(diverged), "metrics": reached}
-    return {**outcome, "curve": run.curve}
+    with own_random_state(device, cell.seed):
+        return _TextTraining(cell, text, device, build, progress).run()

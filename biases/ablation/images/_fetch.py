@@ -22,6 +22,7 @@ from biases.ablation.images.dataset import ImagesUnavailable, Progress
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0
+ELSEWHERE = "BIASES_CACHE names another folder"
 
 
 @dataclass(frozen=True)
@@ -46,27 +47,47 @@ def cached(remote: Remote, path: Path, progress: Progress | None = None) -> Iter
     Where nothing can be written beside ``path`` the content is fetched into memory, with a warning.
 
     Raises:
-        ImagesUnavailable: no network, other content than expected (nothing is kept), no room on the disk, or a damaged
-            copy at ``path`` (removed where that is allowed).
+        ImagesUnavailable: no network, other content than expected (nothing is kept), no room on the disk, something
+            else than a file at ``path``, or a copy there that is damaged (removed where that is allowed) or cannot be
+            read.
     """
-    if path.is_file():
+    try:
+        writer = _writer(path)
+    except OSError as error:
+        warnings.warn(f"{path.name} cannot be cached in {path.parent}: {error}", stacklevel=4)
+        memory = io.BytesIO()
+        _download(remote, memory, progress)
+        memory.seek(0)
+        yield memory
+        return
+    if writer is None:
         _check_copy(remote, path)
     else:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writer = _Writer(path)
-        except OSError as error:
-            warnings.warn(f"{path.name} cannot be cached in {path.parent}: {error}", stacklevel=4)
-            memory = io.BytesIO()
-            _download(remote, memory, progress)
-            memory.seek(0)
-            yield memory
-            return
         with writer:
             _download(remote, writer.file, progress)
-            writer.keep()
-    with path.open("rb") as file:
-        yield file
+            writer.keep(remote)
+    try:
+        copy = path.open("rb")
+    except OSError as error:
+        _unreadable(path, error)
+    with copy:
+        yield copy
+
+
+def _writer(path: Path) -> _Writer | None:
+    """To put something at ``path``; ``None`` where a file is already.
+
+    Raises:
+        ImagesUnavailable: something else is there.
+        OSError: nothing can be written there.
+    """
+    if path.is_file():
+        return None
+    if path.exists():
+        got = "a directory" if path.is_dir() else "no regular file"
+        raise ImagesUnavailable(f"{path}: expected a copy of the data or nothing, got {got}; {ELSEWHERE}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _Writer(path)
 
 
 class _Writer:
@@ -106,11 +127,18 @@ class _Writer:
             self.temporary.unlink()
         self._unlock()
 
-    def keep(self) -> None:
-        """Rename: from now on the content is at ``path``, whatever happens."""
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.temporary, self.path)
+    def keep(self, remote: Remote) -> None:
+        """Rename: from now on the content is at ``path``, whatever happens.
+
+        Raises:
+            ImagesUnavailable: it cannot be written or renamed.
+        """
+        try:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            os.replace(self.temporary, self.path)
+        except OSError as error:
+            _not_kept(remote, error)
 
 
 def _download(remote: Remote, file: IO[bytes], progress: Progress | None) -> None:
@@ -123,10 +151,7 @@ def _download(remote: Remote, file: IO[bytes], progress: Progress | None) -> Non
             file.write(chunk)
             file.flush()
         except OSError as error:
-            raise ImagesUnavailable(
-                f"{remote.url}: expected room for {remote.size} bytes in the cache, got {error}; nothing was kept; "
-                "BIASES_CACHE names another folder"
-            ) from error
+            _not_kept(remote, error)
         if progress is not None:
             progress(min(done, remote.size), remote.size)
     if done != remote.size or digest.hexdigest() != remote.sha256:
@@ -149,16 +174,28 @@ def _chunks(remote: Remote) -> Iterator[bytes]:
 
 
 def _check_copy(remote: Remote, path: Path) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    try:
+        with path.open("rb") as file:
+            digest, size = hashlib.file_digest(file, "sha256"), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        _unreadable(path, error)
     if digest.hexdigest() != remote.sha256:
-        size = path.stat().st_size
         try:
             path.unlink()
             advice = "the damaged copy was removed, run again to fetch it anew"
         except OSError as error:
             advice = f"the damaged copy could not be removed ({error})"
         _mismatch(remote, f"cached copy {path}", str(size), digest, advice)
+
+
+def _unreadable(path: Path, error: OSError) -> NoReturn:
+    raise ImagesUnavailable(f"cached copy {path}: expected to read it, got {error}; {ELSEWHERE}") from error
+
+
+def _not_kept(remote: Remote, error: OSError) -> NoReturn:
+    raise ImagesUnavailable(
+        f"{remote.url}: expected room for {remote.size} bytes in the cache, got {error}; nothing was kept; {ELSEWHERE}"
+    ) from error
 
 
 def _mismatch(remote: Remote, what: str, size: str, digest: hashlib._Hash, advice: str) -> NoReturn:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,11 +19,16 @@ from torch import Tensor
 from biases._checks import fail, one_of, positive_int
 from biases.ablation.images.dataset import Images, ImagesUnavailable, Progress
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 COLUMNS = ("path", "label", "split")
 SPLITS = ("train", "val", "test")
 LISTS = ("split.csv", "split.json")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SIZE = 224
+BITS_PER_SAMPLE = 258
+"""TIFF's tag."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,9 @@ def load_image_folder(
     with these three keys. Paths are relative to ``root``; splits are ``train``, ``val`` and ``test``. Every listed file
     must be there; files that are not listed are not used.
 
-    Each image is converted to RGB (transparency and the orientation in EXIF are ignored), resized so that its shorter
-    side has ``size`` pixels (bicubic), and its central square is taken. All are held in memory: 3 ``size``² bytes each.
+    Each image is converted to RGB of 8 bits (transparency and the orientation in EXIF are ignored; grey of 16 bits is
+    divided by 257) and its central square is resized to ``size`` pixels a side (bicubic). All are held in memory: 3
+    ``size``² bytes each.
 
     Args:
         root: the directory.
@@ -77,7 +83,8 @@ def load_image_folder(
     Raises:
         ValueError: a list that cannot be read, an entry with an unknown split, without a label, twice, or with a path
             that is missing, no file, or outside ``root``; a split without images, a class without training images, a
-            file that is no whole image. The message names the list and the line, or the image.
+            file that is no whole image or has pixels of 32 bits, whose range is not known. The message names the list
+            and the line, or the image.
     """
     _require_pillow()
     positive_int("images size", size)
@@ -226,22 +233,41 @@ def _read(entry: Entry) -> bytes:
 
 
 def _square(raw: bytes, size: int, entry: Entry) -> Tensor:
-    """Decode, resize and crop: (3, size, size), uint8."""
+    """Decode and resize the central square: (3, size, size), uint8."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             image.load()
-            colour = image.convert("RGB")
+            colour = _rgb(image)
     # Decoders raise what they like on damaged input: SyntaxError, struct.error, EOFError and others.
     except Exception as error:
         _damaged(entry, error)
     width, height = colour.size
-    scale = size / min(width, height)
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = (wide - size) // 2, (high - size) // 2
-    scaled = colour.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    # Of the central square alone: the whole of a thin image would become as long as it is thin.
+    scaled = colour.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(scaled, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """In 8 bits a channel; Pillow itself would cut off what is over 255 in modes of more.
+
+    Raises:
+        ValueError: pixels whose range is not known.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        # TIFF of 12 bits has this mode too, unscaled.
+        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
+        if bits != (16,):
+            raise ValueError(f"pixels of {bits} bits in mode {image.mode}, whose range is not known")
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, whose range is not known")
+    return image.convert("RGB")
 
 
 def _damaged(entry: Entry, error: Exception) -> NoReturn:

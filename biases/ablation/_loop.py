@@ -1,0 +1,166 @@
+"""The training loop of texts and of images: AdamW under a schedule; a loss that is not finite is an outcome."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biases.ablation.spec import Optimisation
+
+Progress = Callable[[dict[str, Any]], None]
+
+REPORT_EVERY = 20
+"""Updates between two looks at the losses; each look waits for the device."""
+
+
+class Diverged(ArithmeticError):
+    """A loss that is not finite."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(f"{what} is not finite at step {step}")
+        self.step = step
+
+
+def learning_rate(config: Optimisation, step: int) -> float:
+    """Rate of update ``step`` (1 to ``steps``): linear up to the peak at ``warmup``, then the schedule.
+
+    The cosine reaches 0 at ``steps``, as published; the published extra update 0, whose rate is 0, is not
+    made.
+    """
+    if step < config.warmup:
+        return config.learning_rate * step / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / (config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def check_device(device: str) -> str:
+    """Check that PyTorch knows the device and that it is here.
+
+    Raises:
+        ValueError: it does not, or it is not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device: expected one that PyTorch can use here, got {device!r} ({reason})") from error
+    return str(torch.device(device))
+
+
+@contextmanager
+def own_random_state(device: str, seed: int) -> Iterator[None]:
+    """Start from ``seed``, on the device too; the caller's random state comes back in the end."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+class Training(ABC):
+    """One training of a model that is on its device.
+
+    Args:
+        groups: AdamW's, each with its ``weight_decay``.
+        seed: of what the model draws while it is trained (dropout).
+        progress: told each event, with ``names`` in it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        config: Optimisation,
+        seed: int,
+        *,
+        progress: Progress | None,
+        names: Mapping[str, Any],
+    ) -> None:
+        self.model, self.config, self.seed, self.progress, self.names = model, config, seed, progress, names
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        self.curve: list[dict[str, float | int | None]] = []
+        self._losses: list[Tensor] = []
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """Mean loss of the next batch, to descend."""
+
+    @abstractmethod
+    def evaluate(self, step: int, train_loss: float | None) -> dict[str, float | int | None]:
+        """The curve's values after update ``step``, where the updates since the last point had ``train_loss``.
+
+        Raises:
+            Diverged: they are not finite.
+        """
+
+    @abstractmethod
+    def metrics(self) -> dict[str, Any]:
+        """Values after the last update, whose evaluation is the latest.
+
+        Raises:
+            Diverged: they are not finite.
+        """
+
+    def run(self) -> dict[str, Any]:
+        """Train: ``{"status", "error", "metrics", "curve"}``, ``status`` ``"ok"`` or ``"diverged"``."""
+        # Models draw different amounts while they are built; dropout starts from the same state.
+        torch.manual_seed(self.seed)
+        try:
+            self._train()
+            outcome: dict[str, Any] = {"status": "ok", "error": None, "metrics": self.metrics()}
+        except Diverged as diverged:
+            reached = {"diverged_at": diverged.step}
+            outcome = {"status": "diverged", "error": str(diverged), "metrics": reached}
+        return {**outcome, "curve": self.curve}
+
+    def _train(self) -> None:
+        config = self.config
+        self.model.train()
+        self._point(0, [])
+        seen, since_evaluation = 0, list[float]()
+        for step in range(1, config.steps + 1):
+            self._update(step)
+            due = step % config.evaluate_every == 0 or step == config.steps
+            if due or step - seen == REPORT_EVERY:
+                since_evaluation += self._recent(step, seen)
+                seen = step
+            if due:
+                self._point(step, since_evaluation)
+                since_evaluation = []
+
+    def _update(self, step: int) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        loss = self.loss()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimiser.step()
+        self._losses.append(loss.detach())
+
+    def _recent(self, step: int, since: int) -> list[float]:
+        """Training losses of the updates after ``since``, checked."""
+        values: list[float] = torch.stack(self._losses).tolist()
+        for index, value in enumerate(values):
+            if not math.isfinite(value):
+                raise Diverged("training loss", since + index + 1)
+        self._tell("step", step=step, loss=values[-1])
+        self._losses.clear()
+        return values
+
+    def _point(self, step: int, losses: list[float]) -> None:
+        values = self.evaluate(step, sum(losses) / len(losses) if losses else None)
+        self.curve.append({"step": step, **values})
+        self._tell("evaluation", step=step, **values)
+
+    def _tell(self, kind: str, **values: Any) -> None:
+        if self.progress is not None:
+            self.progress({"event": kind, **self.names, "steps": self.config.steps, **values})
