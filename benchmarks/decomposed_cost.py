@@ -15,7 +15,10 @@ The expectation, for N = H W pixels of width C in windows of M x M, in operation
     windowed             4 N M^2 C
     windowed-decomposed  8 N M C           (our composition of the two)
 
-Exit code 0: every count is the expected one; 1: one is not.
+The largest tensor of the decomposed forms is held against a bound: N max(T, C) numbers on the dense backend, with T the
+longest line, max(H, W) or M, and N C on the fast path, which holds no weights.
+
+Exit code 0: every count is the expected one, and no tensor exceeds its bound; 1: one does, or is not.
 """
 
 from __future__ import annotations
@@ -46,6 +49,11 @@ EXPECTED = {
     "decomposed": lambda h, w, m: h + w,
     "windowed": lambda h, w, m: m * m,
     "windowed-decomposed": lambda h, w, m: 2 * m,
+}
+# The longest line of the forms whose largest tensor is bounded by lines.
+LONGEST_LINE = {
+    "decomposed": lambda h, w, m: max(h, w),
+    "windowed-decomposed": lambda h, w, m: m,
 }
 RESULTS = Path(__file__).parent / "results" / "decomposed_cost.json"
 
@@ -79,6 +87,14 @@ def run(form: str, qkv: list[Tensor], window: int, backend: str) -> Tensor:
     return attend(*(x.flatten(2, 3) for x in (q, k, v)), decay=decay, backend=backend)
 
 
+def tensor_bound(form: str, height: int, width: int, dim: int, window: int) -> dict[str, int] | None:
+    """How many numbers the largest tensor may hold, by backend; ``None`` where nothing is claimed."""
+    if form not in LONGEST_LINE:
+        return None
+    line, tokens = LONGEST_LINE[form](height, width, window), height * width
+    return {"dense": tokens * max(line, dim), "auto": tokens * dim}
+
+
 def measure(form: str, height: int, width: int, dim: int, window: int) -> dict[str, Any]:
     """Counts of one form on one map, for one head of width ``dim``."""
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +115,23 @@ def measure(form: str, height: int, width: int, dim: int, window: int) -> dict[s
         "flops_per_token_and_channel": flops / (tokens * dim),
         "expected_per_token_and_channel": 4 * EXPECTED[form](height, width, window),
         "largest_tensor": largest,
+        "largest_tensor_bound": tensor_bound(form, height, width, dim, window),
     }
+
+
+def complaints(row: dict[str, Any]) -> list[str]:
+    """What is not as expected in a row, in words."""
+    found, where = [], f"{row['form']} on {row['height']} x {row['width']}"
+    got, expected = row["flops_per_token_and_channel"], row["expected_per_token_and_channel"]
+    if got != expected:
+        found.append(f"{where}: {got:g} operations a token and channel, expected {expected}")
+    for backend, bound in (row["largest_tensor_bound"] or {}).items():
+        numel = row["largest_tensor"][backend]
+        if numel > bound:
+            found.append(
+                f"{where}: largest tensor of {numel:,} numbers on backend {backend}, expected at most {bound:,}"
+            )
+    return found
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -136,7 +168,7 @@ def main() -> int:
             for form in EXPECTED
             for height, width in options.maps
         ]
-    wrong = [row for row in rows if row["flops_per_token_and_channel"] != row["expected_per_token_and_channel"]]
+    wrong = [complaint for row in rows for complaint in complaints(row)]
     summary = {
         "schema": 1,
         "configuration": {
@@ -162,9 +194,10 @@ def main() -> int:
             f"   largest tensor {largest['dense']:>10,} dense {largest['auto']:>10,} fast"
         )
     print("exponent of the number of pixels on square maps:", growth(rows))
-    for row in wrong:
-        expected = row["expected_per_token_and_channel"]
-        print(f"unexpected: {row['form']} on {row['height']} x {row['width']}, expected {expected}", file=sys.stderr)
+    for complaint in wrong:
+        print(f"unexpected: {complaint}", file=sys.stderr)
+    if not wrong:
+        print("all operations as expected, and the largest tensors of the decomposed forms within their bounds")
     return 1 if wrong else 0
 
 

@@ -150,6 +150,8 @@ def _passes(
     _check_tensors(q, k, v)
     if not isinstance(masks, tuple) or len(masks) != 2:
         fail("attend_decomposed masks", "a pair: along the columns, along the rows", type(masks).__name__)
+    if rotation is not None and not callable(rotation):
+        fail("attend_decomposed rotation", "None or a function of (B, heads, T, D)", type(rotation).__name__)
     mask_of = dict(zip(("height", "width"), masks, strict=True))
     batch, _, height, width, _ = q.shape
     passes = []

@@ -57,13 +57,22 @@ class Axis:
         """Length with padding."""
         return self.count * self.size
 
+    def real(self, device: torch.device | None = None) -> Tensor | None:
+        """Which places of each window are of the map, (``count``, ``size``); ``None``: all, as there is no padding."""
+        return None if self.padded == self.side else self._rolled(device) % self.padded < self.side
+
     def mask(self, device: torch.device | None = None) -> Tensor | None:
         """Which place of a window may see which, (``count``, ``size``, ``size``), True = may; ``None``: all."""
-        if self.shift == 0 and self.padded == self.side:
+        real = self.real(device)
+        if self.shift == 0 and real is None:
             return None
-        rolled = torch.arange(self.padded, device=device).view(self.count, self.size) + self.shift
-        wrapped, real = rolled >= self.padded, rolled % self.padded < self.side
-        return (wrapped[:, :, None] == wrapped[:, None, :]) & real[:, None, :]
+        wrapped = self._rolled(device) >= self.padded
+        together = wrapped[:, :, None] == wrapped[:, None, :]
+        return together if real is None else together & real[:, None, :]
+
+    def _rolled(self, device: torch.device | None) -> Tensor:
+        """Where the places of each window stood before the roll, beyond ``padded`` if they were brought round."""
+        return torch.arange(self.padded, device=device).view(self.count, self.size) + self.shift
 
 
 @dataclass(frozen=True)
@@ -88,19 +97,21 @@ class Windows:
             shifted: roll by half a window along every axis that has more than one.
             rule: what is done with a side that is no multiple of M.
 
-                * ``"adaptive"``: ``n = max(1, round(side / M))`` windows of ``ceil(side / n)``, for each axis. A side
-                  of less than 1.5 M is one window, so that attention is global on small maps (for M = 7 on all stages
-                  of CIFAR-10, whose maps are 8, 4, 2, 1), as arXiv 2604.06014 reports; the rule itself is ours.
+                * ``"adaptive"``: windows of ``ceil(side / n)``, ``n = max(1, round(side / M))``, for each axis; there
+                  may be fewer than n. A side of less than 1.5 M is one window, so that attention is global on small
+                  maps (for M = 7 on all stages of CIFAR-10, whose maps are 8, 4, 2, 1), as arXiv 2604.06014 reports;
+                  the rule itself is ours.
                 * ``"clamp"``: where the smaller side is at most M, it becomes the window and nothing is shifted (Swin's
                   code); a side that is no multiple is padded.
                 * ``"divisor"``: the largest divisor of the side that is at most M, for each axis; never pads, and has
                   windows of 1 on a prime side greater than M.
 
         Raises:
-            ValueError: sizes that are not positive, an unknown rule.
+            ValueError: sizes that are not positive, an unknown rule, ``shifted`` other than True or False.
         """
         positive_int("window", window)
         one_of("window rule", rule, RULES)
+        one_of("window shifted", shifted, (False, True))
         sides = (positive_int("map height", height), positive_int("map width", width))
         if rule == "clamp":
             smaller = min(sides)
@@ -163,11 +174,21 @@ class Windows:
 
         True = may attend; ``None`` where all may. A pair of places may attend where both allow it.
         """
-        down, across = self.rows.mask(device), self.columns.mask(device)
+        return self._by_window(self.rows.mask(device), self.columns.mask(device))
+
+    def real(self, device: torch.device | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Which rows and which columns of each window are of the map: (``count``, h) and (``count``, w).
+
+        ``None`` where all are. A place holds a pixel where both are.
+        """
+        return self._by_window(self.rows.real(device), self.columns.real(device))
+
+    def _by_window(self, down: Tensor | None, across: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """From what is said of the windows of each axis, what holds for each window of the map, in their order."""
         if down is not None:
             down = down.repeat_interleave(self.columns.count, 0)
         if across is not None:
-            across = across.repeat(self.rows.count, 1, 1)
+            across = across.repeat(self.rows.count, *(1,) * (across.ndim - 1))
         return down, across
 
     def mask(self, device: torch.device | None = None) -> Tensor | None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from biases import ALiBi, ExponentialDecay, ManhattanDecay, attend
+from biases import ALiBi, ExponentialDecay, ManhattanDecay, attend, zoo
 from biases.attention import pair_weights
 from biases.axial import ORDERS, attend_decomposed, decomposed_weights
 from biases.positions import Rotary
@@ -455,6 +455,54 @@ def test_no_tensor_over_pairs_of_pixels_is_held(backend, weights, masked):
         assert largest.numel <= heads * pixels * max(height, width)
 
 
+def largest_of_layer(name: str, dim: int, heads: int, side: int) -> int:
+    """Of a layer of the zoo on a square map, forward and backward, with respect to the map and to all parameters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = zoo.layer(name, dim, heads)
+    x = normal(0, 1, side, side, dim, dtype=torch.float32).requires_grad_()
+    with Largest() as largest:
+        layer(x).square().sum().backward()
+    return largest.numel
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("manhattan-decomposed", 0),
+        ("manhattan-decomposed[order=height-first]", 0),
+        ("manhattan-decomposed[placement=weights]", 56),
+        *(
+            (f"gated-swin-{kind}[{options}]", 7)
+            for kind in ("retention", "swat")
+            for options in ("", "shifted=True", "shifted=True, theta_shift=axis", "window=5, window_rule=clamp")
+        ),
+    ],
+)
+def test_layers_hold_no_tensor_over_pairs_of_pixels(name, line):
+    """At 56 x 56 pixels, forward and backward: H W C numbers, those of a map, where the kernel is fused, and otherwise
+    one number a head for each pixel and each place of its line or window. (H W)^2 would be thirty times more or over.
+    """
+    side, dim, heads = 56, 32, 2
+    # Windows of 5 pad 56 to 60.
+    pixels = 60**2 if "clamp" in name else side**2
+    bound = pixels * max(dim, heads * line)
+    assert largest_of_layer(name, dim, heads, side) <= bound
+    assert 25 * bound < heads * side**4
+
+
+@pytest.mark.parametrize("name", ["manhattan", "manhattan-decomposed"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_linear_memory_is_declared_just_where_it_is(name, weights, placement):
+    """The largest tensor per pixel is the same on a map of four times the pixels; where the decomposed form goes by
+    tiles it is twice as large, as lines are."""
+    named = f"{name}[weights={weights}, placement={placement}]"
+    small, large = (largest_of_layer(named, 4, 2, side) / side**2 for side in (16, 32))
+    assert large == (small if zoo.get(named).traits.memory == "linear" else 2 * small)
+    assert ("ours" in zoo.get(named).traits.published) == (weights != "softmax")
+
+
 def test_an_empty_batch_is_an_empty_batch():
     q, k, v = (torch.zeros(0, 2, 3, 5, d) for d in (4, 4, 6))
     for backend in ("auto", "dense", "reference"):
@@ -481,6 +529,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown backend": ({"backend": "flex"}, "backend: expected one of"),
     "unknown weights": ({"weights": "relu"}, "weights: expected one of"),
     "scale of zero": ({"scale": 0.0}, "scale: expected a positive finite number"),
+    "rotation that is none": ({"rotation": 3}, "rotation: expected None or a function"),
     "one mask": ({"masks": torch.ones(1, 5, 5, dtype=torch.bool)}, "masks: expected a pair"),
     "additive mask": ({"masks": (None, FLAT)}, "along the width: expected a boolean tensor"),
     "mask of the other axis": ({"masks": (FLAT.bool(), None)}, r"along the height: expected shape \(B', 3, 3\)"),

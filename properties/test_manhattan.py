@@ -491,6 +491,14 @@ def test_options_of_the_zoo_reach_the_layer():
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "odd head width": (lambda: ManhattanAttention(9, 3), "head width: expected even, as the theta shift"),
     "heads that do not divide": (lambda: ManhattanAttention(8, 3), "dim: expected a multiple of heads=3"),
+    "theta shift in words": (
+        lambda: ManhattanAttention(8, 2, theta_shift="none"),
+        "theta_shift: expected one of False, True, got 'none'",
+    ),
+    "traits of a theta shift in words": (
+        lambda: zoo.get("manhattan[theta_shift=none]").traits,
+        "theta_shift: expected one of False, True, got 'none'",
+    ),
     "unknown form": (lambda: ManhattanAttention(8, 2, form="axial"), "form: expected one of 'decomposed', 'full'"),
     "unknown order": (lambda: ManhattanAttention(8, 2, order="rows"), "order: expected one of"),
     "unknown placement": (lambda: ManhattanAttention(8, 2, placement="after"), "placement: expected one of"),
@@ -501,6 +509,14 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         "decay placement with linear weights: expected 'weights'",
     ),
     "even kernel": (lambda: ManhattanAttention(8, 2, enhancement=4), "kernel: expected an odd integer"),
+    "kernel of False": (lambda: ManhattanAttention(8, 2, enhancement=False), "enhancement .*: expected .*, got False"),
+    "no kernel": (
+        lambda: ManhattanAttention(8, 2, enhancement=None),
+        "enhancement .*: expected an integer .*, got None",
+    ),
+    "rates in words": (lambda: ManhattanAttention(8, 2, initial="2"), "initial: expected a positive finite number"),
+    "a span in words": (lambda: rmt_log_rates(2, 2.0, "4"), "span: expected a finite number of at least 0, got '4'"),
+    "a span of True": (lambda: rmt_log_rates(2, 2.0, True), "span: expected a finite number of at least 0, got True"),
     "negative kernel": (lambda: ManhattanAttention(8, 2, enhancement=-1), "enhancement .*: expected an integer"),
     "growing decay": (lambda: ManhattanAttention(8, 2, initial=0.0), "initial: expected a positive finite number"),
     "falling rates": (lambda: ManhattanAttention(8, 2, span=-1.0), "span: expected a finite number of at least 0"),

@@ -19,7 +19,7 @@ from biases.testing.strategies import seeds
 from biases.windows import RULES, Axis, Windows
 
 F64 = torch.float64
-sides, sizes, rules, flags = st.integers(1, 9), st.integers(1, 5), st.sampled_from(RULES), st.booleans()
+sides, sizes, rules, flags = st.integers(1, 9), st.integers(1, 9), st.sampled_from(RULES), st.booleans()
 
 
 @st.composite
@@ -94,19 +94,68 @@ def product_of_axes(cut: Windows) -> Tensor | None:
 def test_masks_are_the_brute_force_on_every_small_map(rule, shifted):
     """A pair may attend just where it stands in one window and as far apart in it as in the map: the two-dimensional
     mask, the product of the two masks of the axes, and windows counted on the map itself say the same. Every map up to
-    9 x 9, every window up to 5, what is smaller than a window and what windows do not divide included."""
+    9 x 9, every window up to 9, what is smaller than a window and what windows do not divide included."""
     cuts = {
         Windows.of(height, width, window, shifted=shifted, rule=rule)
-        for height, width, window in product(range(1, 10), range(1, 10), range(1, 6))
+        for height, width, window in product(range(1, 10), repeat=3)
     }
     for cut in cuts:
-        expected = expected_support(cut)
-        mask, factors = cut.mask(), product_of_axes(cut)
-        assert torch.equal(seen_by_the_mask(cut, mask), expected), cut
-        assert (mask is None) == (factors is None)
-        if mask is not None:
-            assert mask.shape == (cut.count, math.prod(cut.size), math.prod(cut.size))
-            assert torch.equal(mask, factors), cut
+        assert_masks_are_the_brute_force(cut)
+
+
+def assert_masks_are_the_brute_force(cut: Windows) -> None:
+    mask, factors = cut.mask(), product_of_axes(cut)
+    assert torch.equal(seen_by_the_mask(cut, mask), expected_support(cut)), cut
+    assert (mask is None) == (factors is None)
+    if mask is not None:
+        assert mask.shape == (cut.count, math.prod(cut.size), math.prod(cut.size))
+        assert torch.equal(mask, factors), cut
+
+
+def every_axis(most: int) -> list[Axis]:
+    """All sides up to ``most``, with all windows and all shifts: 0 alone where there is one window."""
+    return [
+        Axis(side, size, shift)
+        for side in range(1, most + 1)
+        for size in range(1, side + 1)
+        for shift in range(size if size < side else 1)
+    ]
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_masks_are_the_brute_force_for_every_shift_of_an_axis(upright):
+    """Not only for the half of a window that the rules choose: every side and window up to 9."""
+    line = Axis(1, 1)
+    for axis in every_axis(9):
+        cut = Windows(axis, line) if upright else Windows(line, axis)
+        assert_masks_are_the_brute_force(cut)
+        x = torch.arange(2 * axis.side).view(2, cut.rows.side, cut.columns.side, 1)
+        assert torch.equal(cut.reverse(cut.partition(x)), x), cut
+
+
+def test_masks_are_the_brute_force_for_every_pair_of_shifts():
+    """The axes together, each with its own side, window and shift. The rule of a pair is that of its rows and that of
+    its columns, so that maps up to 4 x 4 show how the two are put together."""
+    for rows, columns in product(every_axis(4), repeat=2):
+        cut = Windows(rows, columns)
+        assert_masks_are_the_brute_force(cut)
+        assert_real_places_hold_pixels(cut)
+
+
+@given(windows())
+def test_real_places_are_those_with_a_pixel(cut):
+    assert_real_places_hold_pixels(cut)
+
+
+def assert_real_places_hold_pixels(cut: Windows) -> None:
+    """Padding is whole rows and whole columns: a place holds a pixel where its row and its column are of the map."""
+    down, across = cut.real()
+    held = cut.partition(torch.ones(1, cut.rows.side, cut.columns.side, 1))[..., 0] > 0
+    rows = torch.ones(cut.count, cut.size[0], dtype=torch.bool) if down is None else down
+    columns = torch.ones(cut.count, cut.size[1], dtype=torch.bool) if across is None else across
+    assert torch.equal(rows[:, :, None] & columns[:, None], held), cut
+    assert (down is None) == (cut.rows.padded == cut.rows.side)
+    assert (across is None) == (cut.columns.padded == cut.columns.side)
 
 
 @given(windows(most=9))
@@ -311,6 +360,7 @@ WRONG = {
     "no height": (lambda: Windows.of(0, 4, 2), "map height: expected an integer of at least 1"),
     "fractional width": (lambda: Windows.of(4, 4.0, 2), "map width: expected an integer of at least 1"),
     "unknown rule": (lambda: Windows.of(4, 4, 2, rule="adaptiv"), "did you mean 'adaptive'"),
+    "shifted in words": (lambda: Windows.of(4, 4, 2, shifted="no"), "window shifted: expected one of False, True"),
     "window beyond the map": (lambda: Axis(3, 4), "window size: expected at most the side of the map, 3, got 4"),
     "shift of a window": (lambda: Axis(8, 4, 4), r"window shift: expected an integer in \[0, 4\)"),
     "negative shift": (lambda: Axis(8, 4, -1), r"window shift: expected an integer in \[0, 4\)"),

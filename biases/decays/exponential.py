@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -26,14 +27,21 @@ def rmt_log_rates(heads: int, initial: float = 2.0, span: float = 4.0) -> Tensor
         heads: number of heads H.
         initial: a, positive. With a = 2, gamma_0 = 0.75.
         span: b - a, the code's ``heads_range``, at least 0; 0 gives all heads the same rate.
+
+    Raises:
+        ValueError: numbers outside their range, or no numbers.
     """
     positive_int("rmt_log_rates heads", heads)
-    if not 0 < initial < math.inf:
-        fail("rmt_log_rates initial", "a positive finite number", initial)
-    if not 0 <= span < math.inf:
-        fail("rmt_log_rates span", "a finite number of at least 0", span)
+    if not _number(initial) or not 0 < initial < math.inf:
+        fail("rmt_log_rates initial", "a positive finite number", repr(initial))
+    if not _number(span) or not 0 <= span < math.inf:
+        fail("rmt_log_rates span", "a finite number of at least 0", repr(span))
     exponent = initial + span * torch.arange(heads, dtype=torch.float64, device="cpu") / heads
     return torch.log1p(-(2.0**-exponent))
+
+
+def _number(x: object) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool)
 
 
 def log_of_rates(what: str, gamma: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from biases._checks import fail, one_of, positive_int, rank
 from biases.backends import DecayTerm, Geometry
 from biases.backends.terms import PLACEMENTS, Form, Toeplitz
 from biases.decays.exponential import ExponentialDecay, rmt_log_rates
+from biases.positions.relative_position import MapTerm
 
 
-class ManhattanDecay(DecayTerm):
+class ManhattanDecay(MapTerm, DecayTerm):
     """``gamma_h^(|dy| + |dx|)`` over the tokens of a height x width map in raster order (y major).
 
     RMT's code adds the logarithm to the logits, its Eq. 5 multiplies after the softmax and does not renormalise: the
@@ -29,8 +30,7 @@ class ManhattanDecay(DecayTerm):
     """
 
     def __init__(self, height: int, width: int, log_rates: int | Tensor, *, placement: str = "logits") -> None:
-        self.height = positive_int("ManhattanDecay height", height)
-        self.width = positive_int("ManhattanDecay width", width)
+        super().__init__(height, width)
         rates = rmt_log_rates(log_rates) if isinstance(log_rates, int) else log_rates
         rank("ManhattanDecay log_rates", rates, "H")
         if not bool(((rates <= 0) & torch.isfinite(rates)).all()):
@@ -41,23 +41,15 @@ class ManhattanDecay(DecayTerm):
         self.heads = rates.shape[0]
 
     def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
-        down = (i // self.width - j // self.width).abs()
-        across = (i % self.width - j % self.width).abs()
+        dy, dx = self.offsets(i, j)
         rates = self.log_rates.to(device=i.device, dtype=dtype)
-        return (rates[:, None, None] * (down + across).to(dtype))[None]
+        return (rates[:, None, None] * (dy.abs() + dx.abs()).to(dtype))[None]
 
     def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form | None:
         if 1 not in (self.height, self.width):
             return None
         distance = geometry.distances(device).abs().to(dtype)
         return Toeplitz(self.log_rates.to(device=device, dtype=dtype)[:, None] * distance)
-
-    def check(self, geometry: Geometry, batch: int, heads: int) -> None:
-        super().check(geometry, batch, heads)
-        tokens = self.height * self.width
-        if (geometry.L, geometry.S, geometry.offset) != (tokens, tokens, 0):
-            expected = f"L = S = {self.height} x {self.width} = {tokens}"
-            fail("ManhattanDecay", expected, f"L = {geometry.L}, S = {geometry.S}")
 
     def resized(self, height: int, width: int) -> ManhattanDecay:
         """The same decay over a map of another size.

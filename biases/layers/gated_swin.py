@@ -15,6 +15,7 @@ queries and keys for both passes. That they carry over is our reading.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from biases._checks import divides, fail, feature_map, one_of, positive_int
@@ -24,7 +25,7 @@ from biases.backends import DecayTerm, PairTerm
 from biases.decays.alibi import ALiBi
 from biases.decays.exponential import ExponentialDecay, rmt_log_rates
 from biases.decays.manhattan import ManhattanDecay
-from biases.layers.local_enhancement import LocalEnhancement
+from biases.layers.local_enhancement import local_enhancement
 from biases.layers.window_attention import attend_in_windows
 from biases.positions.relative_position import AxisSum
 from biases.positions.rotary import Rotary
@@ -98,7 +99,7 @@ class GatedSwin(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
-        self.enhancement = LocalEnhancement(dim, enhancement) if enhancement != 0 else None
+        self.enhancement = local_enhancement(type(self).__name__, dim, enhancement)
         self.enhancement_domain = enhancement_domain
         self.theta_shift, self.rotary = theta_shift, self._rotary(theta_shift)
 
@@ -126,6 +127,8 @@ class GatedSwin(nn.Module):
         if not isinstance(block_input, Tensor) or block_input.shape != x.shape:
             got = tuple(block_input.shape) if isinstance(block_input, Tensor) else type(block_input).__name__
             fail(f"{name} block_input", f"shape {tuple(x.shape)}, as x", got)
+        if block_input.dtype != x.dtype and not (_autocasts(x) and block_input.is_floating_point()):
+            fail(f"{name} block_input dtype", f"{x.dtype}, as x", block_input.dtype)
         return block_input
 
     def _attend(self, x: Tensor, v: Tensor, windows: Windows) -> Tensor:
@@ -173,3 +176,9 @@ class GatedSwin(nn.Module):
             f"window_rule={self.window_rule!r}, attention={self.attention!r}, order={self.order!r}, "
             f"theta_shift={self.theta_shift!r}, decay={self.decay is not None}, backend={self.backend!r}"
         )
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether mixed precision is on, under which a norm may give another dtype than it gets."""
+    device = x.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)

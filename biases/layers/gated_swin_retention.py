@@ -118,14 +118,14 @@ class GatedSwinRetention(GatedSwin):
         Args:
             x: what the norm of the block gives, (B, H, W, C), any H and W of at least 1; float32, float64, bfloat16 or
                 float16.
-            block_input: the un-normalised input of the block, of the same shape, read where ``gate_input`` is
+            block_input: the un-normalised input of the block, of the same shape and dtype, read where ``gate_input`` is
                 ``"block"``; ``None``: ``x``.
 
         Returns:
             (B, H, W, C).
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, a ``block_input`` of another dtype than ``x`` outside autocast.
         """
         source = self._inputs(x, block_input)
         windows, v = self.windows(x.shape[1], x.shape[2]), self.value(x)
@@ -168,6 +168,24 @@ def equivariances(options: Mapping[str, Any], symmetric: bool = True) -> tuple[s
     return ("flip", "transpose") if options["attention"] == "full" else ("flip",)
 
 
+def _fast_path(options: Mapping[str, Any]) -> str:
+    if not options["decay"]:
+        return "windows as a batch; stock attention, with a mask where windows are shifted or padded"
+    if options["attention"] == "full":
+        return "windows as a batch, by tiles of queries"
+    toeplitz = "windows as a batch; decay as a Toeplitz view along each axis"
+    # The mask of a shift is one over pairs, but for -100, which goes by channels of queries and keys.
+    masked = [
+        cause
+        for cause, there in (
+            ("shifted", options["shifted"] and options["mask_value"] is None),
+            ("padded", options["window_rule"] != "divisor"),
+        )
+        if there
+    ]
+    return f"{toeplitz}, or by tiles of queries where windows are {' or '.join(masked)}" if masked else toeplitz
+
+
 def _traits(options: Mapping[str, Any]) -> Traits:
     # No trait `window`: the side of the windows depends on the map under every rule.
     return Traits(
@@ -178,10 +196,9 @@ def _traits(options: Mapping[str, Any]) -> Traits:
         decay=Decay("exponential", "manhattan", "logits") if options["decay"] else None,
         position="relative",
         equivariant_to=equivariances(options),
+        # Windows have sides of at most 1.5 M, whatever the map.
         memory="linear",
-        fast_path="windows as a batch; decay as a Toeplitz view along each axis"
-        if options["attention"] == "decomposed"
-        else "windows as a batch, by tiles of queries",
+        fast_path=_fast_path(options),
         published=PUBLISHED,
     )
 

@@ -128,7 +128,8 @@ class GatedSwinSigmoid(GatedSwin):
             initial=initial,
             span=span,
             placement="weights-renormalised" if row else "weights",
-            weights="sigmoid-normalised" if row and not decay else "sigmoid",
+            # With row sums, normalised before the decay as well: all sigmoids of a row may underflow.
+            weights="sigmoid-normalised" if row else "sigmoid",
             alibi=balanced_alibi(heads, alibi_distance, slope_rule, odd_heads) if alibi else None,
             mask_value=None,
             enhancement=enhancement,
@@ -145,14 +146,14 @@ class GatedSwinSigmoid(GatedSwin):
         Args:
             x: what the norm of the block gives, (B, H, W, C), any H and W of at least 1; float32, float64, bfloat16 or
                 float16.
-            block_input: the un-normalised input of the block, of the same shape, read where ``gate_input`` is
+            block_input: the un-normalised input of the block, of the same shape and dtype, read where ``gate_input`` is
                 ``"block"``; ``None``: ``x``.
 
         Returns:
             (B, H, W, C).
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, a ``block_input`` of another dtype than ``x`` outside autocast.
         """
         source = self._inputs(x, block_input)
         windows, v = self.windows(x.shape[1], x.shape[2]), self.value(x)
@@ -190,13 +191,16 @@ def _norm(kind: str, dim: int, heads: int) -> nn.Module:
 def _traits(options: Mapping[str, Any]) -> Traits:
     # No trait `window`: the side of the windows depends on the map under every rule.
     symmetric = not options["alibi"] or options["alibi_distance"] != "signed"
+    # A positive slope may outweigh the decay, and influence then rises with the distance.
+    falls = options["decay"] and (not options["alibi"] or options["alibi_distance"] == "negative-absolute")
     return Traits(
         domain="image",
         normalisation="row" if options["weights_norm"] == "row" else "none",
         gate_sees="token" if options["gate"] else None,
-        decay=Decay("exponential", "manhattan", "weights") if options["decay"] else None,
+        decay=Decay("exponential", "manhattan", "weights") if falls else None,
         position="relative",
         equivariant_to=equivariances(options, symmetric),
+        # Windows have sides of at most 1.5 M, whatever the map.
         memory="linear",
         fast_path="windows as a batch, by tiles of queries",
         published=PUBLISHED,

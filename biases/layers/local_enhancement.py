@@ -7,6 +7,17 @@ from torch import Tensor, nn
 from biases._checks import fail, feature_map, positive_int
 
 
+def local_enhancement(what: str, dim: int, kernel: int) -> LocalEnhancement | None:
+    """The ``enhancement`` of a layer named ``what``: a convolution of ``kernel`` x ``kernel``, or ``None`` for 0.
+
+    Raises:
+        ValueError: a kernel that is neither 0 nor a positive odd integer; ``False`` is no 0.
+    """
+    if kernel == 0 and isinstance(kernel, int) and not isinstance(kernel, bool):
+        return None
+    return LocalEnhancement(dim, positive_int(f"{what} enhancement (0 for none)", kernel))
+
+
 class LocalEnhancement(nn.Module):
     """Depthwise convolution with zero padding: (B, H, W, C) -> the same.
 

@@ -19,18 +19,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biases._checks import divides, fail, feature_map, one_of, positive_int
+from biases._checks import divides, fail, feature_map, one_of
 from biases.attention import BACKENDS, attend, check_decay
 from biases.axial import ORDERS, attend_decomposed
 from biases.backends import WEIGHTS
 from biases.decays.exponential import rmt_log_rates
 from biases.decays.manhattan import ManhattanDecay
-from biases.layers.local_enhancement import LocalEnhancement
+from biases.layers.local_enhancement import local_enhancement
 from biases.positions.theta_shift import ThetaShift
 from biases.registry import register
 from biases.traits import Decay, Traits
 
 FORMS = ("decomposed", "full")
+SWITCH = (False, True)
 
 
 class ManhattanAttention(nn.Module):
@@ -79,6 +80,7 @@ class ManhattanAttention(nn.Module):
         one_of("ManhattanAttention weights", weights, WEIGHTS)
         one_of("ManhattanAttention order", order, ORDERS)
         one_of("ManhattanAttention backend", backend, BACKENDS)
+        one_of("ManhattanAttention theta_shift", theta_shift, SWITCH)
         if theta_shift and self.head_dim % 2:
             fail("ManhattanAttention head width", "even, as the theta shift rotates pairs of channels", self.head_dim)
         self.dim, self.heads, self.form = dim, heads, form
@@ -89,7 +91,7 @@ class ManhattanAttention(nn.Module):
         check_decay(self.decay, weights)
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
         self.theta_shift = ThetaShift(self.head_dim) if theta_shift else None
-        self.enhancement = _enhancement(dim, enhancement)
+        self.enhancement = local_enhancement("ManhattanAttention", dim, enhancement)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend.
@@ -134,23 +136,25 @@ class ManhattanAttention(nn.Module):
         )
 
 
-def _enhancement(dim: int, kernel: int) -> LocalEnhancement | None:
-    if kernel == 0 and not isinstance(kernel, bool):
-        return None
-    return LocalEnhancement(dim, positive_int("ManhattanAttention enhancement (0 for none)", kernel))
-
-
 def manhattan_traits(options: Mapping[str, Any], form: str) -> Traits:
     """The traits of both forms.
 
     The learned convolution is symmetric in no direction, and the theta shift knows where rows begin: either breaks the
-    symmetries of the map. A decomposed form has its passes in an order, which a transposition reverses.
+    symmetries of the map. A decomposed form has its passes in an order, which a transposition reverses. Where it goes
+    by tiles, it holds the weights of each line whose length is at most a tile's, H W (H or W) numbers a head: its
+    memory is then neither linear nor quadratic in the pixels, and not declared.
+
+    Raises:
+        ValueError: ``theta_shift`` other than True or False.
     """
+    one_of("theta_shift", options["theta_shift"], SWITCH)
     placement, weights = options["placement"], options["weights"]
     row = weights in ("softmax", "sigmoid-normalised") and placement != "weights"
     row = row or placement == "weights-renormalised"
     symmetric = not options["theta_shift"] and not options["enhancement"]
     full = form == "full"
+    source = ", as printed" if placement == "weights" else " and its code"
+    source += "" if weights == "softmax" else " (weights: ours)"
     fused = weights == "softmax" and placement != "weights" and not full
     return Traits(
         domain="image",
@@ -158,9 +162,9 @@ def manhattan_traits(options: Mapping[str, Any], form: str) -> Traits:
         decay=Decay("exponential", "manhattan", "logits" if placement == "logits" else "weights"),
         position="relative",
         equivariant_to=(("flip", "transpose") if full else ("flip",)) if symmetric else (),
-        memory="linear",
+        memory="linear" if full or fused else None,
         fast_path="Toeplitz view along each axis" if fused else "tiles of queries",
-        published=f"2309.11523 Eq. {5 if full else 6}-8{', as printed' if placement == 'weights' else ' and its code'}",
+        published=f"2309.11523 Eq. {5 if full else 6}-8{source}",
     )
 
 

@@ -126,25 +126,21 @@ def _of_channels(rotation: Rotation | None, channels: int) -> Rotation | None:
     return rotate
 
 
-def _real(windows: Windows, device: torch.device) -> Tensor | None:
-    """Which places of each window hold a pixel, (``count``, h, w); ``None``: all."""
-    rows, columns = windows.rows, windows.columns
-    if (rows.padded, columns.padded) == (rows.side, columns.side):
-        return None
-    return windows.partition(torch.ones(1, rows.side, columns.side, 1, device=device))[..., 0] > 0
-
-
 def _padding(windows: Windows, device: torch.device) -> Tensor | None:
     """As ``windows.mask()``, padding alone being masked: (``count``, 1, h w)."""
-    real = _real(windows, device)
-    return None if real is None else real.flatten(1)[:, None]
+    (h, w), (down, across) = windows.size, windows.real(device)
+    if down is None and across is None:
+        return None
+    everywhere = torch.ones((), dtype=torch.bool, device=device)
+    vertical = everywhere if down is None else down[:, :, None]
+    horizontal = everywhere if across is None else across[:, None]
+    return (vertical & horizontal).expand(windows.count, h, w).reshape(windows.count, 1, h * w)
 
 
 def _axis_padding(windows: Windows, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
     """As ``windows.axis_masks()``, padding alone being masked."""
-    real, (h, w) = _real(windows, device), windows.size
-    if real is None:
-        return None, None
-    # Padding is whole rows and whole columns of the map.
-    down, across = real.any(2), real.any(1)
-    return down[:, None].expand(-1, h, -1), across[:, None].expand(-1, w, -1)
+    (h, w), (down, across) = windows.size, windows.real(device)
+    return (
+        None if down is None else down[:, None].expand(-1, h, -1),
+        None if across is None else across[:, None].expand(-1, w, -1),
+    )
