@@ -173,7 +173,9 @@ def _work(cell: Cell) -> Result:
     """Train one cell and describe it in full; an exception in it becomes a result of status ``"failed"``."""
 
     def tell(news: dict[str, Any]) -> None:
-        if _here["stop"].is_set():
+        parent = multiprocessing.parent_process()
+        # A parent that was killed could not set the event.
+        if _here["stop"].is_set() or (parent is not None and not parent.is_alive()):
             raise Stopped
         _here["events"].put({**news, "id": cell.id})
 
