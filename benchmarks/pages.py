@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from biases.demo.readme import replace
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-IMAGES = ROOT / "docs" / "images.md"
 SQUARE_MAPS = (7, 14, 28, 56)
 FORMS = ("full", "decomposed", "windowed", "windowed-decomposed")
 
@@ -62,14 +62,52 @@ def digits_table(results: dict[str, Any]) -> str:
     )
 
 
-def generate(text: str) -> str:
+def alarms_table(peers: dict[str, Any], zoo: dict[str, Any]) -> str:
+    """What many examples and seeds of sound subjects gave."""
+    packages = ("torch", "transformers", "timm", "x-transformers")
+    used = ", ".join(f"{name} {peers['versions'][name]}" for name in packages)
+    lines = ["| subject | properties that passed | examples |", "|---|---|---|"]
+    for name, row in peers["subjects"].items():
+        lines.append(f"| `{name}` | {len(row['passed'])} | {row['examples']:,} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"With {used}. {_counted(peers)}",
+            "",
+            f"The {len(zoo['subjects'])} layers of the zoo, with random seeds. {_counted(zoo)}",
+        ]
+    )
+
+
+def _counted(results: dict[str, Any]) -> str:
+    asked, seeds = results["asked"], len(results["asked"]["seeds"])
+    return (
+        f"{asked['examples']} examples a property, {seeds} seeds, {results['examples']:,} examples in all: "
+        f"{len(results['alarms'])} alarms, {len(results['changed_verdicts'])} verdicts that differ between seeds."
+    )
+
+
+def images_page(text: str) -> str:
     """docs/images.md with its generated parts made anew."""
     text = replace(text, "costs", cost_table(read("decomposed_cost")))
     return replace(text, "digits", digits_table(read("digits")))
 
 
+def checking_page(text: str) -> str:
+    """docs/checking.md with its generated part about false alarms made anew."""
+    return replace(text, "alarms", alarms_table(read("false_alarms"), read("false_alarms_zoo")))
+
+
+PAGES: dict[Path, Callable[[str], str]] = {
+    ROOT / "docs" / "images.md": images_page,
+    ROOT / "docs" / "checking.md": checking_page,
+}
+
+
 def main() -> int:
-    IMAGES.write_text(generate(IMAGES.read_text()))
+    for page, generate in PAGES.items():
+        page.write_text(generate(page.read_text()))
     return 0
 
 
