@@ -196,6 +196,8 @@ class Subject:
             try:
                 layer = cast(raw, torch.float64, self.device)
                 out = (self.seen_as_layer(layer, heads) if self.kind in VIEWED else layer)(x)
+            except CastError:
+                return torch.float32
             except Exception:
                 return torch.float32
         return torch.float64 if isinstance(out, Tensor) and out.dtype == torch.float64 else torch.float32
