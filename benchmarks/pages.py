@@ -44,20 +44,19 @@ def digits_table(results: dict[str, Any]) -> str:
     """Test accuracies on the digits."""
     train, data = results["train"], results["data"]
     lines = [
-        f"| model | parameters | test accuracy, mean of {len(results['seeds'])} seeds | smallest | seconds each |",
-        "|---|---|---|---|---|",
+        f"| model | parameters | test accuracy, mean of {len(results['seeds'])} seeds | smallest |",
+        "|---|---|---|---|",
     ]
     for name, row in results["models"].items():
-        seconds = row["seconds"] / len(row["seeds"])
         mean, least = (f"{100 * row[key]:.1f} %" for key in ("mean_test_accuracy", "smallest_test_accuracy"))
-        lines.append(f"| `{name}` | {row['parameters']:,} | {mean} | {least} | {seconds:.0f} |")
+        lines.append(f"| `{name}` | {row['parameters']:,} | {mean} | {least} |")
     device = ", ".join(results["device"])
     return "\n".join(
         [
             *lines,
             "",
             f"{train['steps']} updates of {train['batch']} images; accuracy on all {data['test']} test images after "
-            f"the last update, never the best; {results['jobs']} trainings at a time on one thread each ({device}).",
+            f"the last update, never the best ({device}).",
         ]
     )
 
