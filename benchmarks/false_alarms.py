@@ -41,11 +41,14 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--random-seeds", type=int, metavar="N", help="N seeds drawn once, in place of --seeds")
+    parser.add_argument(
+        "--property", nargs="+", metavar="P", help="only these; others count as they were measured before"
+    )
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("runs/false-alarms"))
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the summary here (JSON)")
     options = parser.parse_args()
-    names = chosen(options.subjects)
+    names, only = chosen(options.subjects), options.property or list(PROPERTIES)
     seeds = drawn_seeds(options.random_seeds) if options.random_seeds else options.seeds
     cells = [(name, seed) for name in names for seed in seeds]
     folder = options.out / f"examples-{options.examples}"
@@ -53,7 +56,9 @@ def main() -> int:
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        running = {pool.submit(run_cell, name, seed, options.examples, folder): (name, seed) for name, seed in cells}
+        running = {
+            pool.submit(run_cell, name, seed, options.examples, folder, only): (name, seed) for name, seed in cells
+        }
         for count, future in enumerate(as_completed(running), 1):
             name, seed = running[future]
             alarms = [prop for prop, row in future.result().items() if row["status"] in BAD]
@@ -80,15 +85,15 @@ def drawn_seeds(count: int) -> list[int]:
     return torch.randint(2**31, (count,), generator=generator).tolist()
 
 
-def run_cell(name: str, seed: int, examples: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """Put every property to one subject; those done before, by the same code, are not done again."""
+def run_cell(name: str, seed: int, examples: int, folder: Path, only: list[str]) -> dict[str, dict[str, Any]]:
+    """Put the properties ``only`` to one subject; those done before, by the same code, are not done again."""
     torch.set_num_threads(1)
     path = folder / f"{name.replace('/', '_')}-{seed}.json"
     done: dict[str, dict[str, Any]] = json.loads(path.read_text())["properties"] if path.exists() else {}
     third_party = peers()
     make_layer = third_party[name] if name in third_party else zoo.factory(name)
     known = getattr(make_layer, "known_failures", {}) if name in third_party else zoo.get(name).known_failures
-    for prop in PROPERTIES:
+    for prop in only:
         code = fingerprint(prop)
         if PROPERTIES[prop].slow or done.get(prop, {}).get("code") == code:
             continue
