@@ -41,9 +41,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--random-seeds", type=int, metavar="N", help="N seeds drawn once, in place of --seeds")
-    parser.add_argument(
-        "--property", nargs="+", metavar="P", help="only these; others count as they were measured before"
-    )
+    parser.add_argument("--property", nargs="+", metavar="P", help="only these; others count as measured before")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("runs/false-alarms"))
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the summary here (JSON)")
