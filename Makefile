@@ -7,11 +7,21 @@ PIP_FLAGS ?= --quiet
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # CPU-only torch on Linux: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
-.PHONY: demo test lint types install clean
+.PHONY: demo bench gpu test lint types install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
 	$(BIN)/biases demo
+
+# The quick selection; make bench ASV=--full for everything, ASV="-b 'operators.Cpu.*swat'" for what matches.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run $(ASV)
+
+# On a machine where nothing can be installed, a PYTHON that has torch is used as it is; GPU="--budget 500 --out DIR".
+gpu:
+	@if [ ! -x $(BIN)/python ] && $(PYTHON) -c 'import torch' 2>/dev/null; \
+	then $(PYTHON) -m benchmarks.gpu $(GPU); \
+	else $(MAKE) --no-print-directory $(STAMP) && $(BIN)/python -m benchmarks.gpu $(GPU); fi
 
 test: lint types
 	$(BIN)/python -m pytest -n 2

@@ -17,11 +17,35 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SQUARE_MAPS = (7, 14, 28, 56)
 FORMS = ("full", "decomposed", "windowed", "windowed-decomposed")
+LENGTHS = (1024, 4096)
+DIRECTIONS = ("forward", "forward+backward")
+# Rows of the table of ratios -> subjects of `make gpu`.
+ON_GPU = {
+    "gate, not renormalised": "gate-folded",
+    "gate, renormalised": "key-bias",
+    "EGA, causal (`ega`)": "ega-token",
+    "ALiBi, causal (`alibi`)": "alibi",
+    "ALiBi, symmetric (`alibi-symmetric`)": "alibi-symmetric",
+    "ALiBi, symmetric, learned slopes": "alibi-learned",
+    "Manhattan (`manhattan`)": "manhattan",
+    "Manhattan, learned rates": "manhattan-learned",
+    "sigmoid, ALiBi, decay": "sigmoid-decay",
+    "retention (`retention`)": "retention",
+}
 
 
 def read(name: str) -> dict[str, Any]:
     """The committed results ``name``."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def read_evidence(name: str) -> dict[str, Any] | None:
+    """The committed results ``name``; ``None`` if there are none, or only those of a trial run."""
+    if not (RESULTS / f"{name}.json").exists():
+        return None
+    found = read(name)
+    trial = found.get("made_by", {}).get("quick", False) if name.startswith("ratios") else not found.get("evidence")
+    return None if trial else found
 
 
 def cost_table(results: dict[str, Any]) -> str:
@@ -87,6 +111,114 @@ def _counted(results: dict[str, Any]) -> str:
     )
 
 
+def ratios_table(results: dict[str, Any] | None, gpu: dict[str, Any] | None) -> str:
+    """What every bias costs at two lengths on the CPU and, where it was measured, on a GPU."""
+    lines = [
+        "| bias | bar | " + " | ".join(f"{n} tokens, forward | + backward" for n in LENGTHS) + " | beyond results at "
+        f"{LENGTHS[-1]}, the floor's | growth | by | CUDA, bfloat16, {LENGTHS[-1]}: forward | + backward |",
+        "|---|" + "---|" * 10,
+    ]
+    rows = _pieces(results, "biases")
+    for name, of_name in rows.items():
+        bar = next(iter(of_name.values()))["bar"]
+        cells = [_ratio_cell(of_name.get((n, d)), bar) for n in LENGTHS for d in DIRECTIONS]
+        cuda = [_gpu_cell(gpu, ON_GPU.get(name), direction) for direction in DIRECTIONS]
+        lines.append(f"| {' | '.join([name, f'{bar:.2f}', *cells, *_memory_cells(of_name), _by(of_name), *cuda])} |")
+    return "\n".join([*lines, "", _measured_with(results)]) if rows else _measured_with(results)
+
+
+def small_table(results: dict[str, Any] | None, table: str) -> str:
+    """The stages of RMT, or windows, with the plain formulation beside."""
+    rows = _pieces(results, table)
+    if not rows:
+        return _measured_with(results)
+    lines = ["| shape | bar | forward | + backward | plain: forward | + backward | beyond results, the floor's | by |"]
+    lines += ["|---|" + "---|" * 7]
+    for name, of_name in rows.items():
+        found = {direction: piece for (_, direction), piece in of_name.items()}
+        bar = next(iter(found.values()))["bar"]
+        ours = [_ratio_cell(found.get(direction), bar) for direction in DIRECTIONS]
+        plain = [_ratio_cell(found.get(direction), None, "plain_ratio") for direction in DIRECTIONS]
+        lines.append(
+            f"| {' | '.join([name, f'{bar:.2f}', *ours, *plain, _beyond(found.get(DIRECTIONS[1])), _by(of_name)])} |"
+        )
+    return "\n".join(lines)
+
+
+def _pieces(results: dict[str, Any] | None, table: str) -> dict[str, dict[tuple[int, str], dict[str, Any]]]:
+    """Row -> (tokens, direction) -> what was measured."""
+    rows: dict[str, dict[tuple[int, str], dict[str, Any]]] = {}
+    for piece in (results or {"pieces": {}})["pieces"].values():
+        if piece["table"] == table and piece["status"] == "ok":
+            key = (piece["setting"]["length"], piece["setting"]["direction"])
+            rows.setdefault(piece["subject"], {})[key] = piece
+    return rows
+
+
+def _ratio_cell(piece: dict[str, Any] | None, bar: float | None, which: str = "ratio") -> str:
+    ratio = None if piece is None else piece[which]
+    if ratio is None:
+        return "-"
+    over = " †" if bar is not None and ratio["value"] > bar else ""
+    return f"{ratio['value']:.2f}{over} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def _memory_cells(of_name: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+    """Bytes beyond the results, forward and backward, and how they grow with four times the tokens."""
+    short, long = (of_name.get((n, DIRECTIONS[1])) for n in LENGTHS)
+    if long is None or short is None or not short["extra_bytes"]:
+        return [_beyond(long), "-"]
+    return [_beyond(long), f"x {long['extra_bytes'] / short['extra_bytes']:.1f}"]
+
+
+def _beyond(piece: dict[str, Any] | None) -> str:
+    return "-" if piece is None else f"{piece['extra_bytes'] / 2**20:.2f} MiB, {piece['floor_extra_bytes'] / 2**20:.2f}"
+
+
+def _by(of_name: dict[tuple[int, str], dict[str, Any]]) -> str:
+    return ", ".join(dict.fromkeys(name for piece in of_name.values() for name in piece["formulations"]))
+
+
+def _gpu_cell(gpu: dict[str, Any] | None, name: str | None, direction: str) -> str:
+    """The fastest backend that was right."""
+    cell = (gpu or {"cells": {}})["cells"].get(f"{name}/{LENGTHS[-1]}/bfloat16/{direction}", {})
+    ratios = {each: found["ratio"]["value"] for each, found in cell.get("backends", {}).items() if "ratio" in found}
+    if not ratios:
+        return "not measured"
+    best = min(ratios, key=ratios.__getitem__)
+    return f"{ratios[best]:.2f} ({best}, memory {cell['backends'][best]['memory_ratio']:.2f})"
+
+
+def _measured_with(results: dict[str, Any] | None) -> str:
+    if results is None:
+        return "Not measured: `python benchmarks/ratios.py` does, then `python benchmarks/pages.py` writes the table."
+    machine = results["machine"]
+    rounds = sorted(p["ratio"]["rounds"] for p in results["pieces"].values() if p["status"] == "ok")
+    spent = f"{rounds[0]} to {rounds[-1]}" if rounds else "no"
+    revision = str(machine["git_revision"])
+    revision = revision[:12] + (" with changes" if revision.endswith("-dirty") else "")
+    return (
+        f"{machine['cpu']}, {machine['usable_cores']} cores, {machine['threads']} threads, torch {machine['torch']}, "
+        f"float32, {machine['date'][:10]}, revision {revision}; {spent} rounds a piece; "
+        "medians, quartiles in brackets; † is over its bar."
+    )
+
+
+def performance_page(text: str) -> str:
+    """docs/performance.md with its generated parts made anew."""
+    results, gpu = read_evidence("ratios_cpu"), read_evidence("gpu_latency")
+    text = replace(text, "ratios", ratios_table(results, gpu))
+    text = replace(text, "stages", small_table(results, "stages"))
+    text = replace(text, "windows", small_table(results, "windows"))
+    return replace(text, "gpu", _gpu_line(gpu))
+
+
+def _gpu_line(gpu: dict[str, Any] | None) -> str:
+    if gpu is None:
+        return "Nothing on this page was measured on a GPU: there is no `benchmarks/results/gpu_latency.json`."
+    return "CUDA columns: `benchmarks/results/gpu_latency.json`, the fastest backend that was right."
+
+
 def images_page(text: str) -> str:
     """docs/images.md with its generated parts made anew."""
     text = replace(text, "costs", cost_table(read("decomposed_cost")))
@@ -99,6 +231,7 @@ def checking_page(text: str) -> str:
 
 
 PAGES: dict[Path, Callable[[str], str]] = {
+    ROOT / "docs" / "performance.md": performance_page,
     ROOT / "docs" / "images.md": images_page,
     ROOT / "docs" / "checking.md": checking_page,
 }

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from biases._calls import STAND_IN
+from biases._calls import recorded as recorded
+from biases._calls import replaced as replaced
 from biases._checks import boolean, fail, one_of, positive_int, rank
 from biases.backends import (
     WEIGHTS,
@@ -18,13 +22,13 @@ from biases.backends import (
     KeyGate,
     PairTerm,
     Problem,
-    formulate,
+    choice,
     fused,
     reference,
 )
 from biases.backends.reference import dense_weights
 
-BACKENDS = ("auto", "fused", "dense", "reference")
+BACKENDS = ("auto", "native", "fused", "flex", "triton", "dense", "reference")
 ALIGNMENTS = ("upper-left", "lower-right")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -70,15 +74,22 @@ def attend(
         dropout: probability with which a weight is dropped, survivors being divided by ``1 - dropout``. It acts before
             the key gate, whose renormalisation removes that factor (as in the released EGA).
         scale: factor of q . k, default ``1 / sqrt(D)``.
-        backend: ``"auto"`` or ``"fused"`` (the fast path), ``"dense"`` (the specification in the dtype of the inputs)
-            or ``"reference"`` (the specification in float64).
+        backend: ``"auto"``, the fastest of the following that can run the problem (:mod:`biases.backends.choice`);
+            ``"native"`` (a C++ kernel for the CPU), ``"fused"`` (algebra over stock kernels), ``"flex"``
+            (FlexAttention) or ``"triton"``; ``"dense"`` (the specification in the dtype of the inputs) or
+            ``"reference"`` (the specification in float64).
 
     Returns:
         (B, H, L, Dv), in the dtype of ``q``.
 
     Raises:
-        ValueError: shapes, dtypes or options that do not fit, stating expected and got.
+        ValueError: shapes, dtypes or options that do not fit, stating expected and got; a problem that the named
+            backend cannot run, stating why.
     """
+    if not torch.compiler.is_compiling() and (stand_in := STAND_IN.get()) is not None:
+        options: dict[str, Any] = {"bias": bias, "key_gate": key_gate, "weights": weights, "decay": decay, "mask": mask}
+        options |= {"causal": causal, "window": window, "alignment": alignment, "dropout": dropout, "scale": scale}
+        return stand_in(q, k, v, **options, backend=backend)
     problem = _problem(q, k, v, bias, key_gate, weights, decay, mask, causal, window, alignment, dropout, scale)
     one_of("backend", backend, BACKENDS)
     if problem.q.numel() == 0 or problem.v.numel() == 0:
@@ -96,7 +107,14 @@ def _run(problem: Problem, backend: str) -> Tensor:
         return reference(problem)
     if backend == "dense":
         return reference(problem, problem.q.dtype)
-    return fused(problem)
+    if backend == "fused":
+        return fused(problem)
+    if backend == "auto":
+        return choice.run(problem)
+    reason = choice.why_not(backend, problem)
+    if reason is not None:
+        fail(f"attend backend {backend!r}", "a problem that it can run", reason)
+    return choice.backend_of(backend).run(problem)
 
 
 def formulation(
@@ -116,7 +134,8 @@ def formulation(
     scale: float | None = None,
 ) -> Formulation:
     """How ``attend(..., backend="auto")`` with these arguments would be run, and why."""
-    return formulate(_problem(q, k, v, bias, key_gate, weights, decay, mask, causal, window, alignment, dropout, scale))
+    problem = _problem(q, k, v, bias, key_gate, weights, decay, mask, causal, window, alignment, dropout, scale)
+    return choice.choose(problem)
 
 
 def pair_weights(

@@ -11,6 +11,7 @@ attention over the whole map, whatever the decay.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from biases._calls import STAND_IN
 from biases._checks import boolean, fail, one_of, rank
-from biases.attention import BACKENDS, attend, pair_weights
+from biases.attention import BACKENDS, _problem, attend, pair_weights
 from biases.backends import DecayTerm, PairTerm
 
 ORDERS = ("width-first", "height-first")
@@ -55,7 +57,9 @@ def attend_decomposed(
         rotation: (B, heads, T, D) -> the same, applied to queries and keys along the axis of each pass.
         order: ``"width-first"`` (along the rows first, as RMT) or ``"height-first"``.
         scale: factor of q . k, default ``1 / sqrt(D)``.
-        backend: see :func:`biases.attend`; ``"reference"`` forms the weights E over pairs of pixels in float64.
+        backend: see :func:`biases.attend`; ``"reference"`` forms the weights E over pairs of pixels in float64. With
+            ``"auto"`` on CUDA and with ``"triton"`` small maps go through both passes in one kernel
+            (:mod:`biases.backends.triton.decomposed`).
 
     Returns:
         (B, heads, H, W, Dv), in the dtype of ``q``. Beyond in- and output it holds O(H W (H + W)) numbers a head at
@@ -65,6 +69,10 @@ def attend_decomposed(
         ValueError: shapes or options that do not fit, stating expected and got.
     """
     one_of("backend", backend, BACKENDS)
+    if backend == "triton" or (backend == "auto" and isinstance(q, Tensor) and q.is_cuda):
+        whole = _in_one_kernel(q, k, v, bias, weights, decay, masks, rotation, order, scale, backend)
+        if whole is not None:
+            return whole
     passes = _passes(q, k, v, bias, weights, decay, masks, rotation, order, scale)
     if backend == "reference":
         effective = _effective(passes, order)
@@ -73,6 +81,48 @@ def attend_decomposed(
     for each in passes:
         out = each.attend(out, backend)
     return out
+
+
+# Kernels of this process that did not compile, and are not tried again.
+_broken: set[tuple[Any, ...]] = set()
+
+
+def _in_one_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Terms,
+    weights: str,
+    decay: DecayTerm | None,
+    masks: Masks,
+    rotation: Rotation | None,
+    order: str,
+    scale: float | None,
+    backend: str,
+) -> Tensor | None:
+    """Both passes in one kernel; ``None`` where it cannot run them, or where calls of ``attend`` are being counted."""
+    _check(q, k, v, masks, rotation, order)
+    if q.numel() == 0 or v.numel() == 0 or (not torch.compiler.is_compiling() and STAND_IN.get() is not None):
+        return None
+    row, _ = (
+        _problem(a, b, c, bias, None, weights, decay, None, False, None, None, 0.0, scale)
+        for a, b, c in ((x.select(axis, 0) for x in (q, k, v)) for axis in (2, 3))
+    )
+    from biases.backends.triton import decomposed
+
+    terms: dict[str, Any] = {"biases": row.biases, "weights": weights, "decay": decay}
+    kernel = (q.dtype, *q.shape[2:], v.shape[-1], weights)
+    if kernel in _broken or decomposed.why_not(q, v, rotated=rotation is not None, **terms) is not None:
+        return None
+    try:
+        return decomposed.run(q, k, v, masks=masks, order=order, scale=row.scale, **terms)
+    except Exception as error:
+        if backend != "auto" or type(error).__module__.partition(".")[0] != "triton":
+            raise
+        _broken.add(kernel)
+        what = f"attend_decomposed: the Triton kernel failed to compile, two passes are used: {error}"
+        warnings.warn(what, RuntimeWarning, stacklevel=3)
+        return None
 
 
 def decomposed_weights(
@@ -146,18 +196,13 @@ def _passes(
     order: str,
     scale: float | None,
 ) -> list[_Pass]:
-    one_of("attend_decomposed order", order, ORDERS)
-    _check_tensors(q, k, v)
-    if not isinstance(masks, tuple) or len(masks) != 2:
-        fail("attend_decomposed masks", "a pair: along the columns, along the rows", type(masks).__name__)
-    if rotation is not None and not callable(rotation):
-        fail("attend_decomposed rotation", "None or a function of (B, heads, T, D)", type(rotation).__name__)
+    _check(q, k, v, masks, rotation, order)
     mask_of = dict(zip(("height", "width"), masks, strict=True))
     batch, _, height, width, _ = q.shape
     passes = []
     for axis in ("width", "height") if order == "width-first" else ("height", "width"):
-        lines, length = (height, width) if axis == "width" else (width, height)
-        mask = _mask(mask_of[axis], axis, batch, lines, length)
+        lines = height if axis == "width" else width
+        mask = _mask(mask_of[axis], batch, lines)
         options = {"bias": bias, "weights": weights, "decay": decay, "mask": mask, "scale": scale}
         folded = [_fold(x, axis) for x in (q, k)]
         q_line, k_line = folded if rotation is None else (rotation(x) for x in folded)
@@ -165,7 +210,8 @@ def _passes(
     return passes
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, masks: Masks, rotation: Rotation | None, order: str) -> None:
+    one_of("attend_decomposed order", order, ORDERS)
     for name, x in (("q", q), ("k", k), ("v", v)):
         rank(f"attend_decomposed {name}", x, "B heads H W D")
         if x.shape[:4] != q.shape[:4]:
@@ -174,16 +220,26 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             fail(f"attend_decomposed {name}", f"{q.dtype} on {q.device}, as q", f"{x.dtype} on {x.device}")
     if k.shape[-1] != q.shape[-1]:
         fail("attend_decomposed k", f"width {q.shape[-1]}, as q", k.shape[-1])
+    if not isinstance(masks, tuple) or len(masks) != 2:
+        fail("attend_decomposed masks", "a pair: along the columns, along the rows", type(masks).__name__)
+    if rotation is not None and not callable(rotation):
+        fail("attend_decomposed rotation", "None or a function of (B, heads, T, D)", type(rotation).__name__)
+    for axis, mask, length in zip(("height", "width"), masks, q.shape[2:4], strict=True):
+        if mask is not None:
+            _check_mask(mask, axis, q.shape[0], length)
 
 
-def _mask(mask: Tensor | None, axis: str, batch: int, lines: int, length: int) -> Tensor | None:
-    """(B', T, T) -> (B * lines, 1, T, T), or (1, 1, T, T) where all lines have one mask."""
-    if mask is None:
-        return None
+def _check_mask(mask: Tensor, axis: str, batch: int, length: int) -> None:
     what = f"attend_decomposed mask along the {axis}"
     boolean(what, mask)
     if mask.ndim != 3 or tuple(mask.shape[1:]) != (length, length) or not len(mask) or batch % len(mask):
         fail(what, f"shape (B', {length}, {length}) with B' dividing {batch}", tuple(mask.shape))
+
+
+def _mask(mask: Tensor | None, batch: int, lines: int) -> Tensor | None:
+    """(B', T, T) -> (B * lines, 1, T, T), or (1, 1, T, T) where all lines have one mask."""
+    if mask is None:
+        return None
     if len(mask) > 1:
         mask = mask.repeat(batch // len(mask), 1, 1).repeat_interleave(lines, 0)
     return mask[:, None]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import biases
+from biases.bench.command import add_arguments as add_bench_arguments
 
-ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 OK, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -114,6 +114,41 @@ def _parser() -> argparse.ArgumentParser:
     mutants.add_argument("--max-examples", type=int, default=25, metavar="N", help="inputs each (default: %(default)s)")
     mutants.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
 
+    measured = _command(
+        commands,
+        "bench",
+        measure_workloads,
+        "check variants of the zoo, then time them beside attention without a bias, interleaved",
+        "biases bench alibi ega --length 1024 4096 --peers",
+        extra="bench",
+    )
+    add_bench_arguments(measured)
+
+    compared = _command(
+        commands,
+        "compare",
+        compare_commits,
+        "measure two commits of this git repository against each other, interleaved",
+        "biases compare main --bench operators --markdown comparison.md",
+        extra="bench",
+    )
+    compared.add_argument("base", metavar="BASE", help="a revision")
+    compared.add_argument("head", metavar="HEAD", nargs="?", help="a revision (default: the working tree as it is)")
+    compared.add_argument("--suite", metavar="DIR", help="asv-style suite, in HEAD (default: as asv.conf.json says)")
+    compared.add_argument("--bench", metavar="REGEX", help="only benchmarks whose name it is found in")
+    what = "ratio that matters (default: %(default)s)"
+    compared.add_argument("--threshold", type=float, default=1.1, metavar="X", help=what)
+    compared.add_argument("--rounds", type=int, metavar="N", help="for each benchmark, at most (default: 100)")
+    what = "for each benchmark, beyond the least rounds (default: %(default)s)"
+    compared.add_argument("--seconds", type=float, default=5.0, metavar="S", help=what)
+    what = "relative increase of a deterministic quantity that passes (default: 0.01 of bytes, 0 of anything else)"
+    compared.add_argument("--tolerance", type=float, metavar="X", help=what)
+    compared.add_argument("--seed", type=int, default=0, metavar="S", help="of the order (default: %(default)s)")
+    compared.add_argument("--python", metavar="FILE", help="interpreter to measure with (default: this one)")
+    compared.add_argument("--prepare", metavar="COMMAND", help="run it in both trees first, as to build in place")
+    compared.add_argument("--markdown", metavar="FILE", help="also write a table in Markdown")
+    compared.add_argument("--out", metavar="DIR", help="write comparison.json there after every benchmark")
+
     demo = _command(
         commands,
         "demo",
@@ -139,58 +174,12 @@ def _command(commands: Any, name: str, run: Any, what: str, example: str, *, ext
 
 def list_zoo(options: argparse.Namespace) -> int:
     """``biases list [NAME]``"""
+    from biases.listing import show_all, show_one
+
     if options.name:
-        row = _row(options.name)
-        print(json.dumps(row, indent=1) if options.json else _describe(row))
+        show_one(options.name, options.json)
         return OK
-    rows = biases.zoo.table(options.kind)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-        return OK if rows else NOTHING
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column, share in (("name", None), ("what", 3), ("fast path", 2), ("arXiv", 1)):
-        table.add_column(column, ratio=share, no_wrap=share is None)
-    for row in rows:
-        mark = " *" if row["known_failures"] else ""
-        papers = " ".join(dict.fromkeys(ARXIV.findall(row["paper"] or "")))
-        table.add_row(row["name"] + mark, row["summary"], row["fast_path"] or "", papers)
-    console = Console()
-    console.print(table)
-    console.print("* breaks a promise of its paper: `biases list NAME` says which", highlight=False)
-    return OK
-
-
-def _row(name: str) -> dict[str, Any]:
-    variant = biases.zoo.get(name)
-    # Traits and known failures are functions of the options and do not check them.
-    built = biases.zoo.trial(name) if "[" in name else None
-    base = next(row for row in biases.zoo.table() if row["name"] == name.partition("[")[0])
-    traits = variant.traits.as_dict()
-    row = {**base, "name": name, "options": dict(variant.options), "traits": traits}
-    if built is not None and variant.kind == "model":
-        row["parameters"] = f"{sum(parameter.numel() for parameter in built.parameters()):,}"
-    return {**row, "known_failures": dict(variant.known_failures)}
-
-
-def _describe(row: dict[str, Any]) -> str:
-    """One variant in full, for people."""
-    lines = [f"{row['name']}: {row['summary']}"]
-    for key in ("kind", "family", "paper", "parameters", "fast_path"):
-        if row[key] is not None:
-            lines.append(f"  {key.replace('_', ' '):<12}{row[key]}")
-    for key in ("options", "traits", "known_failures"):
-        entries = {name: value for name, value in row[key].items() if key == "options" or value not in (None, ())}
-        if entries:
-            lines.append(f"  {key.replace('_', ' ')}")
-            lines += [f"    {name:<22}{value}" for name, value in entries.items()]
-    lines += [f"  note: {note}" for note in row["notes"]]
-    if "[" in row["name"]:
-        what = "summary and notes" if row["kind"] == "model" else "summary, parameters and notes"
-        lines.append(f"  ({what} speak of the default options)")
-    return "\n".join(lines)
+    return OK if show_all(options.kind, options.json) else NOTHING
 
 
 def check_targets(options: argparse.Namespace) -> int:
@@ -244,6 +233,34 @@ def show_mutants(options: argparse.Namespace) -> int:
     else:
         show(rows)
     return exit_code(rows)
+
+
+def measure_workloads(options: argparse.Namespace) -> int:
+    """``biases bench [NAME...]``"""
+    from biases.bench.command import run
+
+    return run(options)
+
+
+def compare_commits(options: argparse.Namespace) -> int:
+    """``biases compare BASE [HEAD]``"""
+    from biases.bench.compare import Options, compare
+    from biases.bench.compare.render import markdown, show
+
+    names = ("suite", "bench", "threshold", "rounds", "seconds", "tolerance", "seed", "python", "prepare", "out")
+    chosen = Options(**{name: getattr(options, name) for name in names})
+
+    def progress(name: str, done: int, total: int) -> None:
+        print(f"{done + 1}/{total} {name}", file=sys.stderr, flush=True)
+
+    comparison = compare(options.base, options.head, options=chosen, progress=progress)
+    if options.markdown:
+        Path(options.markdown).write_text(markdown(comparison), encoding="utf-8")
+    if options.json:
+        print(json.dumps(comparison.as_dict(), indent=1))
+    else:
+        show(comparison)
+    return INTERRUPTED if comparison.interrupted else comparison.exit_code
 
 
 def demonstrate(options: argparse.Namespace) -> int:

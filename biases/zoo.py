@@ -7,6 +7,7 @@ file and the line that imports it in its folder's ``__init__``.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import biases.models  # noqa: F401
+from biases import _calls
 from biases._checks import fail, one_of
 from biases.layers.build import layer, position
 from biases.registry import Variant, get, names
@@ -21,6 +23,7 @@ from biases.registry import Variant, get, names
 __all__ = [
     "Variant",
     "factory",
+    "fast_paths",
     "get",
     "how_to_build",
     "layer",
@@ -104,6 +107,44 @@ def trial(name: str, widths: Iterable[tuple[int, int]] = TRIAL_WIDTHS, **options
 def how_to_build(name: str) -> str:
     """Python that binds ``make_layer`` to the factory of ``name``, for scripts that reproduce a failure."""
     return f"from biases.zoo import factory\nmake_layer = factory({name!r})"
+
+
+def fast_paths(name: str, *, length: int = 1024) -> dict[str, str] | None:
+    """What attention uses by default in the layer ``name``, as calls of ``attend`` with these tensors would.
+
+    Args:
+        length: tokens; for images, pixels of a square map.
+
+    Returns:
+        Device -> the formulations of its calls, float32: ``"cpu"``; ``"cpu, fused"`` for where there is no C++
+        compiler; and ``"cuda"``, which without such a device is what the table of choices names, in the order in
+        which it is tried. ``None`` for what is no layer.
+
+    Raises:
+        ValueError: unknown name, or options with which it cannot be built.
+    """
+    from biases.backends import choice
+    from biases.backends.fused import formulate
+
+    if get(name).kind != "layer":
+        return None
+    built = trial(name).eval()
+    side = math.isqrt(length)
+    shape = (1, side, side) if get(name).traits.domain == "image" else (1, length)
+    x = torch.zeros(*shape, built.dim)
+
+    def joined(names: Iterable[str]) -> str:
+        return " then ".join(dict.fromkeys(names))
+
+    problems = _calls.problems(lambda: built(x))
+    fused = [formulate(problem).name for problem in problems]
+    orders = [choice.ORDER.get(("cuda", choice.family(problem))) for problem in problems]
+    cuda = (" or ".join([*(order.order if order else ()), last]) for order, last in zip(orders, fused, strict=True))
+    found = {"cpu": joined(choice.choose(problem).name for problem in problems), "cpu, fused": joined(fused)}
+    if torch.cuda.is_available():
+        built, x = built.cuda(), x.cuda()
+        cuda = (choice.choose(problem).name for problem in _calls.problems(lambda: built(x)))
+    return {**found, "cuda": joined(cuda)}
 
 
 def source_file(name: str) -> str:

@@ -168,18 +168,23 @@ def cases(length: int, heads: int = 2) -> dict[str, tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("name", list(cases(16)))
-def test_formulation_is_the_documented_one(name: str) -> None:
-    """Which formulation ``attend`` takes; where it is tiles, it says why."""
+def test_formulation_is_the_documented_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which formulation ``attend`` takes without the native kernel; where it is tiles, it says why."""
+    monkeypatch.setenv("BIASES_NATIVE", "0")
     wanted, options = cases(64)[name]
     plan = formulation(*qkv(0, (1, 2, 64, 8), torch.float32), **options)
     assert plan.name == wanted
     assert bool(plan.reason) == (wanted == "tiles")
 
 
+@pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("name", list(cases(16)))
-def test_no_formulation_holds_a_square(name: str, direction: str) -> None:
+def test_no_formulation_holds_a_square(
+    name: str, direction: str, native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Peak memory beyond the inputs stays below one N x N tensor of one head, and no more than doubles with N: O(N)."""
+    monkeypatch.setenv("BIASES_NATIVE", native)
 
     def peak(length: int) -> int:
         _, options = cases(length)[name]
@@ -197,8 +202,9 @@ def test_no_formulation_holds_a_square(name: str, direction: str) -> None:
     assert long < 2.2 * short
 
 
-def test_a_mask_over_pairs_is_handed_to_the_kernel() -> None:
+def test_a_mask_over_pairs_is_handed_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own N x N mask costs what it costs; nothing of its size is added to it without need."""
+    monkeypatch.setenv("BIASES_NATIVE", "0")
     mask = torch.ones(16, 16, dtype=torch.bool).tril(3)
     plan = formulation(*qkv(0, (1, 2, 16, 8), torch.float32), mask=mask)
     assert plan.name == "mask"

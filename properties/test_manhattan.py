@@ -503,7 +503,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "unknown order": (lambda: ManhattanAttention(8, 2, order="rows"), "order: expected one of"),
     "unknown placement": (lambda: ManhattanAttention(8, 2, placement="after"), "placement: expected one of"),
     "unknown weights": (lambda: ManhattanAttention(8, 2, weights="relu"), "weights: expected one of"),
-    "unknown backend": (lambda: ManhattanAttention(8, 2, backend="flex"), "backend: expected one of"),
+    "unknown backend": (lambda: ManhattanAttention(8, 2, backend="flux"), "backend: expected one of"),
     "linear weights in the logits": (
         lambda: ManhattanAttention(8, 2, weights="linear"),
         "decay placement with linear weights: expected 'weights'",

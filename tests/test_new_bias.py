@@ -51,6 +51,7 @@ import json, sys
 import torch
 import toys.squared_distance
 from biases import CharGPT, formulation, registry, specification, zoo
+from biases.bench.workloads import LEVELS, Setting, names, prepare
 from biases.testing import check_attention
 
 torch.set_num_threads(1)
@@ -60,6 +61,12 @@ x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
 q = torch.zeros(1, 2, 7, 8)
 expected = specification(layer)(x.double())
 row = zoo.get(name)
+setting = Setting(batch=2, heads=2, length=9, head_dim=8, direction="forward+backward")
+workloads = {}
+for level, each in (("operator", name), ("layer", name), ("model", f"char-gpt[attention={name}]")):
+    workload = prepare(level, each, setting)
+    workload.check()
+    workloads[level] = workload.formulations()[0]
 results = check_attention(zoo.factory(name), max_examples=3)
 try:
     zoo.get("toy-squared-distnace")
@@ -71,7 +78,10 @@ print(json.dumps({
     "layers": zoo.names("layer"),
     "error": (layer(x).double() - expected).abs().max().item(),
     "strength": zoo.layer(name + "[strength=2.0]", 16, 2).bias[0].strength[0].item(),
+    "fast_paths": zoo.fast_paths(name),
     "formulation": formulation(q, q, q, bias=layer.bias, causal=True).name,
+    "levels": [level for level in LEVELS if any(name in each for each in names(level))],
+    "workloads": workloads,
     "dense": layer.bias[0].dense(3, 3)[0, 0].tolist(),
     "traits": zoo.factory(name).traits.as_dict(),
     "row": [row.name, row.family, row.summary, row.parameters, row.traits.published],
@@ -93,7 +103,7 @@ def seen(tmp_path_factory) -> dict:
     path = os.pathsep.join([str(package.parent), str(Path(biases.__file__).parent.parent)])
     done = subprocess.run(
         [sys.executable, "-c", USE],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "BIASES_NATIVE": "0"},
         capture_output=True,
         text=True,
         timeout=200,
@@ -127,8 +137,15 @@ def test_it_is_built_with_options_and_inside_the_model(seen):
 def test_it_gets_specification_and_fast_path(seen):
     """Its one formula gives the dense form and the Toeplitz form, which agree in float32."""
     assert seen["dense"] == [[0.0, -0.5, -2.0], [-0.5, 0.0, -0.5], [-2.0, -0.5, 0.0]]
-    assert seen["formulation"] == "toeplitz"
+    assert seen["formulation"] == seen["fast_paths"]["cpu"]
+    assert seen["fast_paths"]["cpu, fused"] == "toeplitz"
     assert seen["error"] < 1e-6
+
+
+def test_it_is_benchmarked_at_every_level(seen):
+    """Checked against its specification on the way; with what attention uses for it."""
+    assert seen["levels"] == ["operator", "layer", "model", "training"]
+    assert seen["workloads"] == dict.fromkeys(("operator", "layer", "model"), seen["fast_paths"]["cpu"])
 
 
 def test_the_battery_checks_it_by_its_traits(seen):

@@ -17,7 +17,7 @@ import biases
 
 PACKAGE = Path(biases.__file__).parent
 OPTIONAL = (
-    *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn", "tensorboard"),
+    *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn", "tensorboard", "triton"),
 )
 
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the

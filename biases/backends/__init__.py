@@ -1,5 +1,7 @@
-"""How an attention problem is computed: ``reference`` (the specification) and ``fused`` (the fast path)."""
+"""How an attention problem is computed: ``reference`` (the specification), or a fast path: ``native`` (a C++ kernel for
+the CPU), ``fused`` (algebra over stock kernels), ``flex`` (FlexAttention), ``triton``; ``choice`` says which."""
 
+from biases.backends import choice
 from biases.backends.fused import Formulation, formulate, fused
 from biases.backends.geometry import Geometry
 from biases.backends.reference import reference
@@ -12,6 +14,7 @@ from biases.backends.terms import (
     LowRankBias,
     PairTerm,
     Problem,
+    RelativeTable,
     RelativeTerm,
 )
 
@@ -26,7 +29,9 @@ __all__ = [
     "LowRankBias",
     "PairTerm",
     "Problem",
+    "RelativeTable",
     "RelativeTerm",
+    "choice",
     "formulate",
     "fused",
     "reference",

@@ -2,13 +2,14 @@
 
 A bias or decay is a :class:`PairTerm`: one number for every (query position, key position). Its :meth:`PairTerm.values`
 is the specification; its :meth:`PairTerm.form` says, where it can, that the numbers depend on the key only
-(:class:`PerKey`), on the distance only (:class:`Toeplitz`) or have low rank (:class:`LowRank`), so that no
-L x S tensor is needed.
+(:class:`PerKey`), on the distance only (:class:`Toeplitz`), on a relative position (:class:`RelativeTable`) or have low
+rank (:class:`LowRank`), so that no L x S tensor is needed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,27 @@ class LowRank:
     right: Tensor
 
 
-Form = PerKey | Toeplitz | LowRank
+@dataclass(frozen=True)
+class RelativeTable:
+    """A number for each relative position: query ``i`` and key ``j`` have ``table[:, row[i] - column[j]]``.
+
+    Attributes:
+        table: (H or 1, entries); may carry gradients.
+        row: of each query, int32, (L,).
+        column: of each key, int32, (S,).
+        key: what ``row`` and ``column`` were made from; tables with the same key may be added up.
+    """
+
+    table: Tensor
+    row: Tensor
+    column: Tensor
+    key: tuple[object, ...]
+
+
+Form = PerKey | Toeplitz | LowRank | RelativeTable
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(score, b, h, q_idx, kv_idx) -> score``, as FlexAttention takes it."""
 
 
 class PairTerm(ABC):
@@ -67,6 +88,15 @@ class PairTerm(ABC):
             row_free: a constant added to a whole row changes nothing (true under a softmax, false under a sigmoid).
         """
         return None
+
+    def score_mod(
+        self, geometry: Geometry, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ScoreMod | None:
+        """What adds the term to a score in FlexAttention, out of its form; ``None`` where it has none."""
+        from biases.backends.score_mods import from_form
+
+        form = self.form(geometry, dtype, device, row_free=False)
+        return None if form is None else from_form(form, geometry)
 
     def check(self, geometry: Geometry, batch: int, heads: int) -> None:
         """Raise ``ValueError`` where the term does not fit the problem."""
@@ -175,6 +205,8 @@ class LinearTerm(RelativeTerm):
     # A per-key form replaces -m (i - j) by m (j - S + 1). Far from the last key a logit then is a small difference of
     # large numbers; up to this magnitude the rounding of the sum stays near that of the logits themselves.
     EXACT_RANGE = 8.0
+    #: of the tensor kept: -1 where that holds minus the slopes
+    _sign = 1.0
 
     def __init__(self, slopes: Tensor, *, symmetric: bool = False) -> None:
         rank(f"{type(self).__name__} slopes", slopes, "H")
@@ -200,12 +232,23 @@ class LinearTerm(RelativeTerm):
         return not self.symmetric or geometry.causal
 
     def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form:
-        # Learned slopes move; those that do not are looked at once.
-        steepest = float(self.slopes.detach().abs().max()) if self._steepest is None else self._steepest
-        if row_free and self.affine(geometry) and steepest * geometry.S <= self.EXACT_RANGE:
+        if row_free and self.affine(geometry) and self._steepest_slope() * geometry.S <= self.EXACT_RANGE:
             steps = torch.arange(geometry.S, device=device, dtype=dtype) - (geometry.S - 1)
             return PerKey((self.slopes.to(device=device, dtype=dtype)[:, None] * steps)[None])
         return super().form(geometry, dtype, device, row_free)
+
+    def _steepest_slope(self) -> float:
+        # Learned slopes move; those that do not are looked at once.
+        return float(self.slopes.detach().abs().max()) if self._steepest is None else self._steepest
+
+    def score_mod(
+        self, geometry: Geometry, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ScoreMod | None:
+        from biases.backends.score_mods import carries_gradient, linear, on_device
+
+        if carries_gradient(self._slopes):
+            return super().score_mod(geometry, device, dtype)
+        return linear(self._sign * on_device(self._slopes, device, dtype), geometry, symmetric=self.symmetric)
 
 
 class DecayTerm(PairTerm):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from biases.bench.results import BenchResult, Measurement
+from biases.bench.rows import Row
+from biases.bench.timing import Ratio
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+LEGEND = (
+    "ratio: to attention without a bias in the same rounds; only ratios travel between machines. memory: beyond the "
+    "results. shares: of the measured rates of matrix products and of copies."
+)
 
 
 def render(result: BenchResult) -> Table:
@@ -39,16 +48,80 @@ def render(result: BenchResult) -> Table:
     return table
 
 
-def _cells(m: Measurement) -> list[str]:
-    ratio = "" if m.ratio is None else f"{m.ratio.value:.2f} ({m.ratio.low:.2f}-{m.ratio.high:.2f})"
+def render_rows(rows: Sequence[Row]) -> list[Table]:
+    """Rows as rich tables, one for each setting."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.level, *row.setting.values()), []).append(row)
+    return [_of_setting(group) for group in groups.values()]
+
+
+def _of_setting(rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    first = rows[0].setting
+    shape = tuple(first[name] for name in ("batch", "heads", "length", "head_dim"))
+    table = Table(
+        title=f"{rows[0].level}, {first['direction']}, (B, H, L, D) = {shape}, {first['dtype']} on {first['device']}",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.add_column("name")
+    table.add_column("by", overflow="fold")
+    for heading in ("ratio", "quartiles", "time", "tok/s", "memory", "floor's", "shares"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    notes = dict.fromkeys(f"checked against the specification: {row.checked}" for row in rows if row.checked)
+    for row in rows:
+        by = row.peer or ", ".join(row.formulations)
+        if row.status == "ok":
+            table.add_row(Text(row.name), Text(by), *_cells_of(row))
+        else:
+            style = "dim" if row.status == "skipped" else "red"
+            table.add_row(Text(row.name), Text(by), Text(row.status, style=style))
+            notes[f"{row.name}{f', {row.peer}' if row.peer else ''} {row.status}: {row.message.strip()}"] = None
+    notes[LEGEND] = None
+    table.caption, table.caption_justify = Text("\n".join(notes)), "left"
+    return table
+
+
+def _cells_of(row: Row) -> list[str]:
+    shares = [f"{share:.0%}" for share in (row.matmul_share, row.copy_share) if share is not None]
     return [
-        ratio,
+        "" if row.ratio is None else f"{row.ratio.value:.2f}",
+        "" if row.ratio is None else f"{row.ratio.low:.2f}-{row.ratio.high:.2f}",
+        _seconds(row.samples.median),
+        _rate(row.tokens_per_second),
+        _bytes(row.extra_bytes),
+        _bytes(row.floor_extra_bytes),
+        ", ".join(shares),
+    ]
+
+
+def _cells(m: Measurement) -> list[str]:
+    return [
+        _ratio(m.ratio),
         _seconds(m.samples.median),
         "" if m.tokens_per_second is None else f"{m.tokens_per_second:,.0f}",
         _bytes(m.peak_bytes),
         _bytes(m.floor_peak_bytes),
         "" if m.matmul_share is None else f"{m.matmul_share:.0%}",
     ]
+
+
+def _rate(rate: float | None) -> str:
+    if rate is None:
+        return ""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if rate >= scale:
+            return f"{rate / scale:.3g}{unit}"
+    return f"{rate:.3g}"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
 def _seconds(seconds: float) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from biases._checks import fail, one_of, positive_int, rank
 from biases.backends import DecayTerm, Geometry, LinearTerm
-from biases.backends.terms import PLACEMENTS
+from biases.backends.score_mods import past_only
+from biases.backends.terms import PLACEMENTS, ScoreMod
 
 
 def retnet_log_rates(heads: int) -> Tensor:
@@ -64,6 +65,8 @@ class ExponentialDecay(LinearTerm, DecayTerm):
         ValueError: a positive log rate, unknown placement.
     """
 
+    _sign = -1.0
+
     def __init__(self, log_rates: Tensor, *, symmetric: bool = False, placement: str = "logits") -> None:
         rank("ExponentialDecay log_rates", log_rates, "H")
         if not bool((log_rates <= 0).all()):
@@ -85,6 +88,12 @@ class ExponentialDecay(LinearTerm, DecayTerm):
 
     def affine(self, geometry: Geometry) -> bool:
         return geometry.causal
+
+    def score_mod(
+        self, geometry: Geometry, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ScoreMod | None:
+        added = super().score_mod(geometry, device, dtype)
+        return added if self.symmetric or geometry.causal or added is None else past_only(added, geometry)
 
     @classmethod
     def from_rates(cls, gamma: Tensor, *, symmetric: bool = False, placement: str = "logits") -> ExponentialDecay:

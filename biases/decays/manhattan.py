@@ -9,7 +9,8 @@ from torch import Tensor
 
 from biases._checks import fail, one_of, positive_int, rank
 from biases.backends import DecayTerm, Geometry
-from biases.backends.terms import PLACEMENTS, Form, Toeplitz
+from biases.backends.score_mods import carries_gradient, manhattan, on_device
+from biases.backends.terms import PLACEMENTS, Form, ScoreMod, Toeplitz
 from biases.decays.exponential import ExponentialDecay, rmt_log_rates
 from biases.positions.relative_position import MapTerm
 
@@ -45,11 +46,19 @@ class ManhattanDecay(MapTerm, DecayTerm):
         rates = self.log_rates.to(device=i.device, dtype=dtype)
         return (rates[:, None, None] * (dy.abs() + dx.abs()).to(dtype))[None]
 
-    def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form | None:
-        if 1 not in (self.height, self.width):
-            return None
-        distance = geometry.distances(device).abs().to(dtype)
-        return Toeplitz(self.log_rates.to(device=device, dtype=dtype)[:, None] * distance)
+    def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> Form:
+        rates = self.log_rates.to(device=device, dtype=dtype)[:, None]
+        if 1 in (self.height, self.width):
+            return Toeplitz(rates * geometry.distances(device).abs().to(dtype))
+        down, across = (steps.abs() for steps in self.steps(device))
+        return self.relative(rates * (down[:, None] + across).flatten().to(dtype))
+
+    def score_mod(
+        self, geometry: Geometry, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ScoreMod | None:
+        if carries_gradient(self.log_rates):
+            return super().score_mod(geometry, device, dtype)
+        return manhattan(on_device(self.log_rates, device, dtype), self.width)
 
     def resized(self, height: int, width: int) -> ManhattanDecay:
         """The same decay over a map of another size.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from biases._checks import fail, positive_int, rank
-from biases.backends import Geometry, PairTerm, RelativeTerm
+from biases.backends import Geometry, PairTerm, RelativeTable, RelativeTerm
 
 
 class MapTerm(PairTerm):
@@ -26,6 +26,19 @@ class MapTerm(PairTerm):
     def offsets(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns from key ``j`` (1, S) to query ``i`` (L, 1), signed: two of (L, S)."""
         return i // self.width - j // self.width, i % self.width - j % self.width
+
+    def relative(self, table: Tensor, *, side: tuple[int, int] | None = None) -> RelativeTable:
+        """The term as a table (H or 1, (2 a - 1) (2 b - 1)) of the offsets (dy, dx) of pixels of an a x b map, raster
+        order from (1 - a, 1 - b) on; ``side`` is (a, b), this map's own size by default."""
+        a, b = side or (self.height, self.width)
+        pixels = torch.arange(self.height * self.width, dtype=torch.int32, device=table.device)
+        column = pixels // self.width * (2 * b - 1) + pixels % self.width
+        return RelativeTable(table, column + (a - 1) * (2 * b - 1) + b - 1, column, ("map", self.height, self.width, a, b))
+
+    def steps(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Every offset along a column, (2 H - 1,), and along a row, (2 W - 1,), ascending."""
+        down, across = (torch.arange(1 - n, n, device=device) for n in (self.height, self.width))
+        return down, across
 
     def check(self, geometry: Geometry, batch: int, heads: int) -> None:
         super().check(geometry, batch, heads)
@@ -64,6 +77,9 @@ class RelativePositionBias(MapTerm):
         rows = (dy + self.window - 1) * (2 * self.window - 1) + dx + self.window - 1
         return self.table[rows.to(self.table.device)].to(dtype).permute(2, 0, 1)[None]
 
+    def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> RelativeTable:
+        return self.relative(self.table.to(device=device, dtype=dtype).mT, side=(self.window, self.window))
+
 
 class AxisSum(MapTerm):
     """A bias of the distance along an axis, taken along both axes of a map and added up.
@@ -84,3 +100,7 @@ class AxisSum(MapTerm):
     def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
         dy, dx = self.offsets(i, j)
         return (self.term.by_distance(dy, dtype) + self.term.by_distance(dx, dtype))[None]
+
+    def form(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, row_free: bool) -> RelativeTable:
+        down, across = (self.term.by_distance(steps, dtype) for steps in self.steps(device))
+        return self.relative((down[:, :, None] + across[:, None]).flatten(1))

@@ -1,0 +1,1 @@
+"""Measurements of the repository: scripts, the asv suites in :mod:`benchmarks.suites`, and their runner."""

@@ -1,0 +1,197 @@
+"""Whether ``biases compare`` can be believed: unchanged commits, a slowdown by two, an allocation of N x N.
+
+    python benchmarks/compare_check.py --summary benchmarks/results/compare_check.json
+
+A small repository is made with attention over PyTorch, and commits of it are compared as a user would: pairs whose code
+is equal, of which none may be called a regression or an improvement; pairs in which attention is computed twice, each
+of which must be called a regression in time and in operations, and not in bytes; and one that stores the weights, which
+must be called a regression in bytes. Exit code 0: all of that; 1: not all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from biases._files import write_atomically
+from biases.bench import facts
+from biases.bench.compare import Comparison, Options, Row, compare
+
+ATTENTION = """
+import torch.nn.functional as F
+
+
+def attend(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v)
+"""
+TWICE = ATTENTION.replace("    return", "    F.scaled_dot_product_attention(q, k, v)\n    return")
+SQUARE = """
+def attend(q, k, v):
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+"""
+SUITE = """
+import numpy
+import torch
+from attention import attend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from biases.bench import peak_bytes
+
+
+class Operations(TorchDispatchMode):
+    number = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.number += 1
+        return function(*arguments, **(options or {}))
+
+
+class Attention:
+    params = [128, 512]
+    param_names = ["length"]
+
+    def setup(self, length):
+        torch.set_num_threads(1)
+        self.inputs = [torch.randn(1, 4, length, 64) for _ in range(3)]
+
+    def time_forward(self, length):
+        attend(*self.inputs)
+
+    def track_peak_bytes(self, length):
+        return peak_bytes(lambda: attend(*self.inputs))
+
+    track_peak_bytes.unit = "bytes"
+
+    def track_operations(self, length):
+        with Operations() as counted:
+            attend(*self.inputs)
+        return counted.number
+
+
+def time_python():
+    sum(i * i for i in range(10_000))
+
+
+class Sort:
+    def setup(self):
+        self.values = numpy.random.default_rng(0).random(20_000)
+
+    def time_sort(self):
+        numpy.sort(self.values)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unchanged", type=int, default=20, metavar="N", help="comparisons of equal code")
+    parser.add_argument("--slowdowns", type=int, default=3, metavar="N", help="comparisons with a slowdown by two")
+    parser.add_argument("--rounds", type=int, default=40, help="for each benchmark")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the results here (JSON)")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        commits = make_repository(Path(folder))
+        runs: dict[str, list[Comparison]] = {"unchanged": [], "twice": [], "square": []}
+        for what, count in (("unchanged", options.unchanged), ("twice", options.slowdowns), ("square", 1)):
+            for seed in range(count):
+                chosen = Options(rounds=options.rounds, seed=seed)
+                found = compare(commits["start"], commits[what], repository=folder, options=chosen)
+                if found.interrupted:
+                    return 130
+                runs[what].append(found)
+                print(f"{what} {seed + 1}/{count} {time.monotonic() - begin:.0f} s {found.summary}", flush=True)
+    results = {what: [plain(each) for each in found] for what, found in runs.items()}
+    faults = judge(runs)
+    summary = {
+        "schema": 1,
+        "asked": {name: value for name, value in vars(options).items() if name != "summary"},
+        "machine": facts(),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "faults": faults,
+        "verdicts": {what: verdicts(found) for what, found in runs.items()},
+        "seconds": round(time.monotonic() - begin, 1),
+        "runs": results,
+    }
+    if options.summary:
+        write_atomically(options.summary, (json.dumps(summary, indent=1) + "\n").encode())
+    print(json.dumps(summary["verdicts"], indent=1))
+    print("\n".join(faults) or "all as it should be")
+    return 1 if faults else 0
+
+
+def make_repository(folder: Path) -> dict[str, str]:
+    """One commit of each kind, by name; ``unchanged`` differs from ``start`` in a file that is not run."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    def commit(name: str, files: dict[str, str]) -> str:
+        for path, text in files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text)
+        git("add", "--all")
+        git("commit", "--quiet", "--message", name)
+        return git("rev-parse", "HEAD").strip()
+
+    git("init", "--quiet")
+    git("config", "user.name", "compare_check")
+    git("config", "user.email", "compare_check@localhost")
+    return {
+        "start": commit("start", {"attention/__init__.py": ATTENTION, "benchmarks/operators.py": SUITE}),
+        "unchanged": commit("unchanged", {"README": "A file that nothing reads.\n"}),
+        "twice": commit("twice", {"attention/__init__.py": TWICE}),
+        "square": commit("square", {"attention/__init__.py": SQUARE}),
+    }
+
+
+def judge(runs: dict[str, list[Comparison]]) -> list[str]:
+    """What is not as it should be."""
+    faults = []
+
+    def expect(what: str, seed: int, row: Row, allowed: tuple[str, ...]) -> None:
+        if row.verdict not in allowed:
+            faults.append(f"{what} {seed}: {row.name} is {row.verdict} ({row.reason}), expected {' or '.join(allowed)}")
+
+    settled = ("no change", "inconclusive", "unsettled")
+    for what, found in runs.items():
+        for seed, each in enumerate(found):
+            for row in each.rows:
+                slower = what == "twice" and re.search(r"\.(time_forward|track_operations)", row.name)
+                larger = what == "square" and ".track_peak_bytes" in row.name
+                if slower or larger:
+                    expect(what, seed, row, ("regression",))
+                elif what == "unchanged" or "Attention." not in row.name:
+                    expect(what, seed, row, settled)
+                elif what == "twice" and ".track_peak_bytes" in row.name:
+                    expect(what, seed, row, ("no change",))
+    return faults
+
+
+def verdicts(found: list[Comparison]) -> dict[str, dict[str, int]]:
+    """Benchmark -> verdict -> comparisons."""
+    counts: dict[str, Counter[str]] = {}
+    for each in found:
+        for row in each.rows:
+            counts.setdefault(row.name, Counter())[row.verdict] += 1
+    return {name: dict(count) for name, count in counts.items()}
+
+
+def plain(comparison: Comparison) -> dict[str, Any]:
+    """Without the single rounds."""
+    rows = [{key: value for key, value in row.as_dict().items() if key != "values"} for row in comparison.rows]
+    machine = {key: comparison.machine[key] for key in ("load_before",)}
+    return {"exit_code": comparison.exit_code, "settings": comparison.settings, **machine, "rows": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

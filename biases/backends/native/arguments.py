@@ -1,0 +1,276 @@
+"""The structures of ``problem.hpp``, and calling the kernel with tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from biases.backends.native import build
+
+I64, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+MODES = {"softmax": 0, "sigmoid": 1, "sigmoid-normalised": 2}
+LOGITS, LOGARITHM, FACTOR = range(3)
+MOST_TABLES = 8
+#: queries that the kernel computes together
+TILE = 64
+# Below this many multiplications a second thread costs more than it does.
+WORTH_THREADS = 1 << 18
+# Sums of tables over all pairs are formed once and used for every example, where they are small and used often.
+EXPANDED_PAIRS, EXPANDED_BATCH = 1 << 14, 4
+
+
+class _Term(ctypes.Structure):
+    _fields_ = [
+        ("table", POINTER),
+        ("grad", POINTER),
+        ("group_stride", I64),
+        ("head_stride", I64),
+        ("length", I64),
+        ("size", I64),
+        ("row", POINTER),
+        ("column", POINTER),
+        ("stage", I64),
+    ]
+
+
+def _tensor(name: str, strides: int = 3) -> list[tuple[str, type]]:
+    return [(name, POINTER), (f"{name}_strides", I64 * strides)]
+
+
+_COUNTS = "batch heads L S D Dv offset causal window mode threads terms per_group expand parts".split()
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [
+        *((name, I64) for name in _COUNTS),
+        ("scale", DOUBLE),
+        *((name, POINTER) for name in "qkv"),
+        *((f"{name}_strides", I64 * 3) for name in "qkv"),
+        *_tensor("out"),
+        ("top", POINTER),
+        ("inverse", POINTER),
+        ("key_bias", POINTER),
+        ("post_bias", POINTER),
+        ("key_bias_strides", I64 * 2),
+        ("post_bias_strides", I64 * 2),
+        ("mask", POINTER),
+        ("mask_batch", I64),
+        ("mask_strides", I64 * 3),
+        ("term", POINTER),
+        *_tensor("grad_out"),
+        *((f"grad_{name}", POINTER) for name in "qkv"),
+        *((f"grad_{name}_strides", I64 * 3) for name in "qkv"),
+        ("grad_key_bias", POINTER),
+        ("grad_post_bias", POINTER),
+        ("partial_q", POINTER),
+        ("shared", POINTER),
+        ("scratch", POINTER),
+        ("scratch_size", I64),
+    ]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Constants of the compiled kernel: entries beside a table, keys of a chunk; OpenMP or not."""
+
+    pad: int
+    chunk: int
+    threads: bool
+
+
+@functools.cache
+def kernel() -> tuple[ctypes.CDLL, Limits]:
+    """The compiled kernel.
+
+    Raises:
+        BuildError: it cannot be built here.
+    """
+    found = build.library()
+    values = (I64 * 6)()
+    found.biases_limits(values)
+    if (values[0], values[3], values[4]) != (TILE, ctypes.sizeof(_Problem), ctypes.sizeof(_Term)):
+        raise build.BuildError("the compiled kernel lays out its arguments otherwise than Python does")
+    return found, Limits(values[1], values[2], bool(values[5]))
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which entry of a table belongs to a pair: ``table[row[i] - column[j]]``; both int32, (L,) and (S,)."""
+
+    row: Tensor
+    column: Tensor
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What of a problem is no tensor that gradients or batches pass through.
+
+    Attributes:
+        mode: a key of :data:`MODES`.
+        scale: factor of q . k.
+        offset: position of query 0 in the coordinates of the keys.
+        causal, window: as in :class:`biases.backends.Geometry`.
+        stages: of each table, where it joins.
+        indices: of each table.
+    """
+
+    mode: str
+    scale: float
+    offset: int
+    causal: bool
+    window: int | None
+    stages: tuple[int, ...] = ()
+    indices: tuple[Index, ...] = ()
+
+
+@dataclass
+class Operands:
+    """Tensors of a problem, float32 on the CPU.
+
+    Attributes:
+        q: (B, H, L, D); k: (B, H, S, D); v: (B, H, S, Dv).
+        key_bias, post_bias: (B, H, S), added to the logits and after the logarithm of the sigmoid.
+        mask: (B' dividing B, 1 or H, L, S), bool, True = may attend; example b uses mask b mod B'.
+        tables: (groups or 1, 1 or H, entries) each, where groups divides B and each serves as many examples in a row.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    key_bias: Tensor | None = None
+    post_bias: Tensor | None = None
+    mask: Tensor | None = None
+    tables: list[Tensor] = field(default_factory=list)
+
+
+def forward(spec: Spec, x: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, H, L, Dv), and row statistics that the backward needs, two of (B, H, L)."""
+    call = _Call(spec, x)
+    batch, heads, L, _ = x.q.shape
+    out = output_like(x.q, x.v.shape[3])
+    top, inverse = (x.q.new_empty(batch, heads, L) for _ in range(2))
+    call.set_tensor("out", out)
+    call.set_pointer("top", top)
+    call.set_pointer("inverse", inverse)
+    call.run(backward=False)
+    return out, top, inverse
+
+
+def backward(
+    spec: Spec, x: Operands, grad: Tensor, out: Tensor, top: Tensor, inverse: Tensor, wanted: tuple[bool, ...]
+) -> list[Tensor]:
+    """Gradients of q, k and v, then of those of key bias, post bias and tables that are ``wanted``, in this order."""
+    call = _Call(spec, x, wanted[2:])
+    grads = [torch.empty_like(part) for part in (x.q, x.k, x.v)]
+    for name, tensor in zip("qkv", grads, strict=True):
+        call.set_tensor(f"grad_{name}", tensor)
+    call.set_tensor("grad_out", _unit(grad))
+    call.set_tensor("out", out)
+    call.set_pointer("top", top)
+    call.set_pointer("inverse", inverse)
+    for name, want in zip(("grad_key_bias", "grad_post_bias"), wanted, strict=False):
+        if want:
+            grads.append(x.q.new_empty(*x.k.shape[:3]))
+            call.set_pointer(name, grads[-1])
+    partial = call.run(backward=True)
+    if partial is not None:
+        torch.sum(partial, 0, out=grads[0])
+    return grads + call.table_gradients()
+
+
+def _unit(x: Tensor) -> Tensor:
+    """``x`` with adjacent channels."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def output_like(q: Tensor, width: int) -> Tensor:
+    """An empty (B, H, L, width) whose axes lie in memory in the order of those of ``q``."""
+    batch, heads, L, _ = q.shape
+    if q.stride(1) < q.stride(2):
+        return q.new_empty(batch, L, heads, width).transpose(1, 2)
+    return q.new_empty(batch, heads, L, width)
+
+
+class _Call:
+    """One call of the kernel. It holds the tensors whose addresses it passes."""
+
+    def __init__(self, spec: Spec, x: Operands, table_grads: tuple[bool, ...] = ()) -> None:
+        self.library, self.limits = kernel()
+        self.held: list[Tensor] = []
+        self.problem = problem = _Problem()
+        batch, heads, L, D = x.q.shape
+        S, Dv = x.v.shape[2:]
+        problem.batch, problem.heads, problem.L, problem.S, problem.D, problem.Dv = batch, heads, L, S, D, Dv
+        problem.offset, problem.causal, problem.window = spec.offset, spec.causal, spec.window or 0
+        problem.mode, problem.scale = MODES[spec.mode], spec.scale
+        work = batch * heads * L * S * (D + Dv)
+        threads = torch.get_num_threads() if self.limits.threads and work >= WORTH_THREADS else 1
+        for name, tensor in zip("qkv", (x.q, x.k, x.v), strict=True):
+            self.set_tensor(name, _unit(tensor))
+        for name, bias in (("key_bias", x.key_bias), ("post_bias", x.post_bias)):
+            if bias is not None:
+                self.set_tensor(name, _unit(bias), axes=2)
+        if x.mask is not None:
+            mask = _unit(x.mask)
+            self.set_pointer("mask", mask)
+            problem.mask_batch = mask.shape[0]
+            problem.mask_strides = mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0, mask.stride(2)
+        groups = max((table.shape[0] for table in x.tables), default=1)
+        problem.per_group, problem.threads = batch // groups, threads
+        problem.expand = groups == 1 and batch >= EXPANDED_BATCH and S * L <= EXPANDED_PAIRS
+        self._set_tables(spec, x.tables, table_grads)
+
+    def set_pointer(self, name: str, x: Tensor) -> None:
+        self.held.append(x)
+        setattr(self.problem, name, x.data_ptr())
+
+    def set_tensor(self, name: str, x: Tensor, axes: int = 3) -> None:
+        self.set_pointer(name, x)
+        setattr(self.problem, f"{name}_strides", x.stride()[:axes])
+
+    def _set_tables(self, spec: Spec, tables: list[Tensor], wanted: tuple[bool, ...]) -> None:
+        self.grads: list[Tensor | None] = []
+        self.terms = (_Term * len(tables))()
+        pad = self.limits.pad
+        for at, (term, table, index) in enumerate(zip(self.terms, tables, spec.indices, strict=True)):
+            padded = torch.nn.functional.pad(table, (pad, pad))
+            want = bool(wanted) and wanted[at]
+            grad = padded.new_zeros(self.problem.threads, *padded.shape) if want else None
+            self.grads.append(grad)
+            self.held += [padded, index.row, index.column]
+            term.table, term.row, term.column = padded.data_ptr(), index.row.data_ptr(), index.column.data_ptr()
+            term.grad = None if grad is None else grad.data_ptr()
+            term.group_stride = padded.stride(0) if padded.shape[0] > 1 else 0
+            term.head_stride = padded.stride(1) if padded.shape[1] > 1 else 0
+            term.length, term.size, term.stage = padded.shape[2], padded.numel(), spec.stages[at]
+        self.problem.terms = len(tables)
+        self.problem.term = ctypes.addressof(self.terms)
+
+    def run(self, *, backward: bool) -> Tensor | None:
+        """Run the kernel; in the backward, where the keys are shared out, the parts of the gradient of the queries."""
+        problem, partial = self.problem, None
+        tasks = problem.batch * problem.heads
+        most = -(-problem.S // self.limits.chunk) if backward else -(-problem.L // TILE)
+        shared_out = tasks % problem.threads and tasks < 4 * problem.threads
+        problem.parts = min(most, -(-4 * problem.threads // tasks)) if shared_out else 1
+        if backward and problem.parts > 1:
+            shape = (problem.parts, problem.batch, problem.heads, problem.L, problem.D)
+            partial = torch.empty(shape, dtype=torch.float32)
+            self.set_pointer("partial_q", partial)
+        sizes = (I64(), I64())
+        self.library.biases_sizes(ctypes.byref(problem), I64(backward), *map(ctypes.byref, sizes))
+        shared, scratch = (size.value for size in sizes)
+        space = torch.empty(shared + problem.threads * scratch, dtype=torch.float32)
+        problem.shared, problem.scratch_size = space.data_ptr(), scratch
+        problem.scratch = space.data_ptr() + 4 * shared
+        run = self.library.biases_backward if backward else self.library.biases_forward
+        run(ctypes.byref(problem))
+        return partial
+
+    def table_gradients(self) -> list[Tensor]:
+        pad = self.limits.pad
+        return [grad.sum(0)[..., pad:-pad].contiguous() for grad in self.grads if grad is not None]

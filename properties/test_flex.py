@@ -1,0 +1,518 @@
+"""FlexAttention: what the terms add to a score, which blocks are visited, and equality with the specification.
+
+On the CPU the eager formulation of FlexAttention runs the same arithmetic without the generated kernel; it is
+differentiated by autograd, and once by way of the joint graph from which the CUDA kernel of the backward is generated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from biases import ALiBi, ExponentialDecay, KeyBias, KeyGate, LowRankBias, ManhattanDecay, attend, zoo
+from biases.attention import _problem
+from biases.backends import Geometry, PairTerm, Problem, RelativeTerm, flex, reference
+from biases.backends.block_masks import BLOCK, block_mask
+from biases.backends.score_mods import on_device
+from biases.bench.workloads import Setting, record
+from biases.positions.relative_position import AxisSum, RelativePositionBias
+from biases.testing.compare import assert_within
+from biases.testing.strategies import make_tensor, seeds
+
+HEADS = 2
+
+
+class LearnedTable(RelativeTerm):
+    """A bias of the distance, (H, 2 R + 1), that somebody adds and that knows nothing of FlexAttention."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table, self.heads = table, table.shape[0]
+
+    def by_distance(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.table.to(dtype)[:, distance + self.table.shape[1] // 2]
+
+
+def tensor(*shape: int, seed: int, learned: bool = False, dtype: torch.dtype = torch.float64) -> Tensor:
+    return make_tensor(shape, seed=seed, dtype=dtype).requires_grad_(learned)
+
+
+def rates(seed: int, learned: bool, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (-tensor(HEADS, 1, seed=seed)[:, 0].abs() / 4).to(dtype).requires_grad_(learned)
+
+
+def term(kind: str, geometry: Geometry, seed: int, learned: bool, batch: int = 2) -> PairTerm:
+    """A term that fits the geometry; maps are 3 pixels wide."""
+    L, S = geometry.L, geometry.S
+    return {
+        "key": lambda: KeyBias(tensor(batch, 1, S, seed=seed, learned=learned)),
+        "key of a head": lambda: KeyBias(tensor(1, HEADS, S, seed=seed, learned=learned)),
+        "alibi": lambda: ALiBi(-rates(seed, learned)),
+        "alibi-symmetric": lambda: ALiBi(-rates(seed, learned), symmetric=True),
+        "decay": lambda: ExponentialDecay(rates(seed, learned)),
+        "decay-symmetric": lambda: ExponentialDecay(rates(seed, learned), symmetric=True),
+        "low-rank": lambda: LowRankBias(
+            tensor(HEADS, L, 3, seed=seed, learned=learned), tensor(HEADS, S, 3, seed=seed + 1, learned=learned)
+        ),
+        "table": lambda: LearnedTable(tensor(HEADS, 2 * (L + S) + 1, seed=seed, learned=learned)),
+        "manhattan": lambda: ManhattanDecay(L // 3, 3, rates(seed, learned)),
+        "relative-position": lambda: RelativePositionBias(
+            tensor((2 * max(L // 3, 3) - 1) ** 2, HEADS, seed=seed, learned=learned), L // 3, 3
+        ),
+        "axis-sum": lambda: AxisSum(ALiBi(-rates(seed, learned), symmetric=True), L // 3, 3),
+    }[kind]()
+
+
+ANYWHERE = ("key", "key of a head", "alibi", "alibi-symmetric", "decay", "decay-symmetric", "table")
+KINDS = (*ANYWHERE, "low-rank", "manhattan", "relative-position", "axis-sum")
+
+
+def assert_adds_its_values(each: PairTerm, geometry: Geometry, batch: int) -> None:
+    """Every pair gets from the ``score_mod`` what :meth:`PairTerm.values` says, on top of the score."""
+    score_mod = each.score_mod(geometry, torch.device("cpu"), torch.float64)
+    assert score_mod is not None, f"{type(each).__name__} has no score_mod"
+    heads = each.heads or 1
+    axes = [torch.arange(n) for n in (batch, heads, geometry.L, geometry.S)]
+    added = score_mod
+    for place in range(4, 0, -1):
+        added = torch.vmap(added, in_dims=tuple(0 if n in (0, place) else None for n in range(5)))
+    scores = tensor(batch, heads, geometry.L, geometry.S, seed=9)
+    i, j = geometry.positions(torch.device("cpu"))
+    values = each.values(i, j, torch.float64).expand(batch, heads, geometry.L, geometry.S)
+    allowed = geometry.allowed(i - j)
+    if allowed is not None:
+        # What causality and window take away is the mask's business.
+        values, scores = values.masked_fill(~allowed, 0.0), scores.masked_fill(~allowed, -torch.inf)
+    got = added(scores, *axes)
+    assert_within(
+        got, scores + values, scores + values, magnitude=float(values.detach()[values.isfinite()].abs().amax())
+    )
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_score_mod_adds_the_values_of_its_term(data: st.DataObject) -> None:
+    kind, learned = data.draw(st.sampled_from(KINDS)), data.draw(st.booleans())
+    causal, window = data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 9))
+    L = S = 3 * data.draw(st.integers(1, 5))
+    offset = 0
+    if kind in ANYWHERE:
+        L, S = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+        offset = data.draw(st.sampled_from([0, S - L]))
+    geometry = Geometry(L, S, offset, causal, window if causal else None)
+    batch = data.draw(st.integers(1, 2))
+    assert_adds_its_values(term(kind, geometry, data.draw(seeds()), learned, batch), geometry, batch)
+
+
+def operators_of_the_zoo() -> list[Any]:
+    """The terms that the layers of the zoo hand to ``attend``: a new layer's are among them by themselves."""
+    found = []
+    for name in zoo.names("layer"):
+        setting = Setting(batch=1, heads=2, length=36, head_dim=8)
+        for number, ((q, k, _), options) in enumerate(record(name, setting)):
+            bias = options["bias"] if isinstance(options["bias"], list | tuple) else [options["bias"]]
+            for each in (*bias, options["decay"]):
+                if each is not None:
+                    geometry = Geometry(q.shape[2], k.shape[2], 0, options["causal"])
+                    found.append(pytest.param(each, geometry, id=f"{name}-{number}-{type(each).__name__}"))
+    return found
+
+
+@pytest.mark.parametrize(("each", "geometry"), operators_of_the_zoo())
+def test_every_term_of_the_zoo_has_a_score_mod(each: PairTerm, geometry: Geometry) -> None:
+    assert_adds_its_values(each, geometry, 1)
+
+
+# Whole problems
+
+
+def problem(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Problem:
+    every: dict[str, Any] = {"bias": None, "key_gate": None, "weights": "softmax", "decay": None, "mask": None}
+    every |= {"causal": False, "window": None, "alignment": None, "dropout": 0.0, "scale": None}
+    return _problem(q, k, v, **(every | options))
+
+
+def eager(each: Problem) -> Tensor:
+    """The output by the eager formulation, which can be differentiated on the CPU."""
+    from torch._higher_order_ops.flex_attention import math_attention
+    from torch.nn.attention import flex_attention as module
+
+    call = flex.arguments(each)
+    blocks = call.block_mask or module._create_empty_block_mask(call.q, call.k)
+    mod = call.score_mod or module._identity
+    return math_attention(call.q, call.k, call.v, mod, blocks.as_tuple(), call.scale, {})[0][..., : call.width]
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[Any, int]:
+    """A function from a dtype to a problem and the tensors in it that carry gradients, and a seed."""
+    kinds = draw(st.lists(st.sampled_from(KINDS), max_size=2, unique=True))
+    L = S = 3 * draw(st.integers(1, 6))
+    if not set(kinds) - set(ANYWHERE):
+        L, S = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    alignment = draw(st.sampled_from(["upper-left", "lower-right"])) if L != S else None
+    causal = draw(st.booleans())
+    options = {
+        "causal": causal,
+        "alignment": alignment,
+        "window": draw(st.none() | st.integers(1, 8)) if causal else None,
+    }
+    D, Dv, seed = draw(st.sampled_from([4, 16, 18])), draw(st.sampled_from([4, 20])), draw(seeds())
+    leaves = {
+        "q": tensor(2, HEADS, L, D, seed=seed, learned=True),
+        "k": tensor(2, HEADS, S, D, seed=seed + 1, learned=True),
+        "v": tensor(2, HEADS, S, Dv, seed=seed + 2, learned=True),
+    }
+    gate = draw(st.sampled_from([None, True, False]))
+    if gate is not None:
+        leaves["gate"] = tensor(2, HEADS, S, seed=seed + 3, learned=True)
+    masked = draw(st.sampled_from([None, (2, 1, 1, S), (1, 1, L, S), (2, HEADS, L, S)]))
+    if masked is not None:
+        options["mask"] = tensor(*masked, seed=seed + 4) > -0.5
+    geometry = Geometry(L, S)
+    learned = draw(st.booleans())
+
+    def make(dtype: torch.dtype) -> tuple[Problem, dict[str, Tensor]]:
+        cast = {name: x.detach().to(dtype).requires_grad_() for name, x in leaves.items()}
+        terms = [term(kind, geometry, seed + 10 + n, learned) for n, kind in enumerate(kinds)]
+        cast |= {f"term {n}": x for n, each in enumerate(terms) for x in vars(each).values() if _is_leaf(x)}
+        logits = cast.get("gate")
+        key_gate = None if logits is None else KeyGate(torch.nn.functional.logsigmoid(logits), renormalise=bool(gate))
+        return problem(cast["q"], cast["k"], cast["v"], bias=terms, key_gate=key_gate, **options), cast
+
+    return make, seed
+
+
+def _is_leaf(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_leaf and x.requires_grad
+
+
+@settings(max_examples=60)
+@given(drawn())
+def test_the_eager_form_equals_the_specification(example: Any) -> None:
+    make, seed = example
+    results = []
+    for run, precision in ((eager, torch.float32), (reference, torch.float64), (_dense, torch.float32)):
+        each, leaves = make(precision)
+        out = run(each)
+        direction = tensor(*out.shape, seed=seed + 5).to(out.dtype)
+        grads = torch.autograd.grad(out, list(leaves.values()), direction, allow_unused=True)
+        results.append((out.detach(), *grads))
+        products = float(direction.double().norm(dim=-1).max() * leaves["v"].detach().double().norm(dim=-1).max())
+    for what, got, wanted, low in zip(["output", *leaves], *results, strict=True):
+        if wanted is None:
+            assert got is None or not got.any()
+            continue
+        # A gradient through the logits is a difference of products; the tensors of terms are float64, the sums are not.
+        cancels = what not in ("output", "v")
+        assert_within(got, wanted.double(), low, what=what, magnitude=_scale(got, products) if cancels else 0.0)
+
+
+def _scale(gradient: Tensor, products: float, dtype: torch.dtype = torch.float32) -> float:
+    """Size of the products dO . v whose rounding in ``dtype`` a gradient has."""
+    return products * max(1.0, torch.finfo(dtype).eps / torch.finfo(gradient.dtype).eps)
+
+
+def _dense(each: Problem) -> Tensor:
+    return reference(each, each.q.dtype)
+
+
+def test_a_query_without_keys_gives_zeros() -> None:
+    q, k, v = (tensor(1, HEADS, 5, 16, seed=n) for n in range(3))
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    mask[..., 2, :] = False
+    out = eager(problem(q, k, v, mask=mask, bias=ALiBi(HEADS)))
+    assert not out[:, :, 2].any()
+    assert out[:, :, 3].any()
+
+
+# Blocks
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_block_is_left_out_and_none_is_whole_that_is_not(data: st.DataObject) -> None:
+    L, S = data.draw(st.integers(1, 3 * BLOCK)), data.draw(st.integers(1, 3 * BLOCK))
+    causal, window = data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 2 * BLOCK))
+    masked = data.draw(st.sampled_from([None, (2, 1, 1, S), (1, 1, L, S)]))
+    q, k = torch.zeros(2, 1, L, 1), torch.zeros(2, 1, S, 1)
+    # Runs of allowed keys, so that whole blocks occur.
+    mask = None if masked is None else torch.rand(*masked[:-1], 1) * S > torch.arange(S) - 64
+    placed = {"causal": causal, "window": window if causal else None, "alignment": data.draw(st.sampled_from(ALIGNED))}
+    each = problem(q, k, k, mask=mask, **placed)
+    blocks = block_mask(each)
+    i, j = each.geometry.positions(torch.device("cpu"))
+    allowed = each.geometry.allowed(i - j)
+    allowed = torch.ones(L, S, dtype=torch.bool) if allowed is None else allowed
+    allowed = (allowed if mask is None else allowed & mask).expand(2, 1, L, S)
+    if blocks is None:
+        assert allowed.all()
+        return
+    padded = torch.nn.functional.pad(allowed, (0, -S % BLOCK, 0, -L % BLOCK))
+    tiles = padded.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    some, every = tiles.any(5).any(3), tiles.all(5).all(3)
+    partial, whole = (_listed(blocks, name, some) for name in ("kv", "full_kv"))
+    assert not (partial & whole).any()
+    assert not (whole & ~every).any()
+    assert not (some & ~(partial | whole)).any()
+    if mask is None:
+        torch.testing.assert_close(partial | whole, some)
+        torch.testing.assert_close(whole, every)
+
+
+ALIGNED = ("upper-left", "lower-right")
+
+
+def _listed(blocks: Any, name: str, like: Tensor) -> Tensor:
+    """The blocks of a list as booleans, (2, 1, L / BLOCK, S / BLOCK)."""
+    count, order = getattr(blocks, f"{name}_num_blocks"), getattr(blocks, f"{name}_indices")
+    listed = torch.arange(order.shape[-1]) < count[..., None]
+    return torch.zeros(order.shape, dtype=torch.bool).scatter(-1, order.long(), listed).expand_as(like)
+
+
+def test_blocks_are_those_of_the_mask_over_all_pairs() -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    for geometry in (Geometry(300, 300, 0, True), Geometry(200, 500, 300, True, 130), Geometry(400, 150, -250, True)):
+        q, k = torch.zeros(1, 1, geometry.L, 1), torch.zeros(1, 1, geometry.S, 1)
+        ours = block_mask(Problem(q, k, k, geometry, 1.0))
+        assert ours is not None
+        theirs = create_block_mask(ours.mask_mod, None, None, geometry.L, geometry.S, device="cpu")
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_no_mask_over_all_pairs_is_made() -> None:
+    """One boolean a pair would be 256 MiB."""
+    from biases.bench import peak_bytes
+
+    q = torch.zeros(1, 1, 1 << 14, 1)
+    each = problem(q, q, q, causal=True, window=777)
+    assert peak_bytes(lambda: block_mask(each)) < (1 << 14) ** 2 // BLOCK
+
+
+# The compiled form
+
+
+def test_the_joint_graph_gives_the_gradients_of_all_that_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slopes in two terms, a gate and a table: through the joint graph out of which the backward kernel is generated,
+    in which no tensor may receive its gradient from two places."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    from torch.nn.attention import flex_attention as module
+
+    scattered: list[list[Any]] = []
+
+    def keep_joint(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        for name, inner in graph.named_modules():
+            if "joint" in name and isinstance(inner, torch.fx.GraphModule):
+                scatters = inner.graph.find_nodes(
+                    op="call_function", target=torch.ops.flex_lib.zeros_and_scatter.default
+                )
+                scattered.append(list(scatters))
+        return make_boxed_func(graph.forward)
+
+    monkeypatch.setattr(module, "_validate_device", lambda *tensors: None)
+    torch.compiler.reset()
+    geometry = Geometry(40, 40, 0, True)
+    slopes = tensor(HEADS, 1, seed=1)[:, 0].abs().requires_grad_()
+    logits, table = tensor(2, HEADS, 40, seed=2, learned=True), term("table", geometry, 3, True)
+    q, k, v = (tensor(2, HEADS, 40, 16, seed=n, learned=True) for n in range(4, 7))
+    options: dict[str, Any] = {"causal": True, "bias": (ALiBi(slopes), table), "decay": ExponentialDecay(-slopes)}
+
+    def gated() -> Problem:
+        return problem(q, k, v, **options, key_gate=KeyGate(torch.nn.functional.logsigmoid(logits)))
+
+    call = flex.arguments(gated())
+    compiled = torch.compile(
+        flex._flex, backend=aot_autograd(fw_compiler=lambda g, _: make_boxed_func(g.forward), bw_compiler=keep_joint)
+    )
+    learned = (q, k, v, slopes, logits, table.table)  # type: ignore[attr-defined]
+    direction = tensor(2, HEADS, 40, 16, seed=8)
+    out = compiled(*call[:-1])[..., : call.width]
+    got = torch.autograd.grad(out, learned, direction)
+    wanted = torch.autograd.grad(reference(gated()), learned, direction)
+    magnitude = float(direction.norm(dim=-1).max() * v.detach().norm(dim=-1).max())
+    for one, other in zip(got, wanted, strict=True):
+        assert_within(one, other, other, magnitude=10 * magnitude)
+    assert len(scattered) == 1
+    # Slopes twice, the gate and the table: four tables, each read once.
+    assert len(scattered[0]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_every_score_mod_compiles(kind: str) -> None:
+    """The forward kernel, generated for the CPU."""
+    geometry = Geometry(150, 150, 0, True)
+    q, k, v = (tensor(2, HEADS, 150, 16, seed=n).float() for n in range(3))
+    terms = [] if kind == "none" else [term(kind, geometry, 5, False)]
+    each = problem(q, k, v, bias=terms, causal=True, mask=(tensor(2, 1, 1, 150, seed=4) > -0.5))
+    call = flex.arguments(each)
+    with torch.no_grad():
+        out = flex._kernel(flex._family(each))(*call[:-1])[..., : call.width]
+    assert_within(
+        out, reference(problem(*(x.double() for x in (q, k, v)), bias=terms, causal=True, mask=each.mask)), out
+    )
+
+
+def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("no such instruction\nand more")
+
+    monkeypatch.setattr(flex, "_kernel", lambda family: broken)
+    monkeypatch.setattr(flex, "_failed", {})
+    q = tensor(1, HEADS, 5, 16, seed=1)
+    call, family = flex.arguments(problem(q, q, q)), ("family", None)
+    with pytest.raises(flex.CompilationFailed, match=r"RuntimeError: no such instruction$"):
+        flex._guarded(call, family)
+    assert flex._failed == {family: "RuntimeError: no such instruction"}
+
+
+def test_memory_that_ran_out_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(flex, "_kernel", lambda family: full)
+    monkeypatch.setattr(flex, "_failed", {})
+    q = tensor(1, HEADS, 5, 16, seed=1)
+    with pytest.raises(torch.OutOfMemoryError):
+        flex._guarded(flex.arguments(problem(q, q, q)), ("family", None))
+    assert not flex._failed
+
+
+def test_the_backward_is_compiled_before_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel whose backward fails must not fail in the user's backward pass."""
+
+    class NoBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            raise RuntimeError("out of shared memory")
+
+    monkeypatch.setattr(flex, "_kernel", lambda family: lambda q, *rest: NoBackward.apply(q))
+    monkeypatch.setattr(flex, "_failed", {})
+    q = tensor(1, HEADS, 5, 16, seed=1, learned=True)
+    with pytest.raises(flex.CompilationFailed, match="out of shared memory"):
+        flex._guarded(flex.arguments(problem(q, q, q)), ("backward", None))
+
+
+def test_the_first_lengths_of_a_family_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_lengths", {})
+    monkeypatch.setattr(flex, "_kernels", {})
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    problems = [problem(q, q, q) for q in (tensor(1, HEADS, 5 + n % 7, 16, seed=n) for n in range(14))]
+    kernels = [flex._kernel(flex._family(each)) for each in problems]
+    assert kernels[:7] == kernels[7:]
+    assert len(set(kernels)) == flex.OWN_LENGTHS + 1
+    assert len({kernel.__code__ for kernel in kernels}) == flex.OWN_LENGTHS + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"weights": "sigmoid"}, "softmax weights only"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"key_gate": KeyGate(torch.zeros(1, 1, 6), eps=0.1)}, "eps > 0"),
+        ({"decay": ExponentialDecay(torch.zeros(HEADS), placement="weights"), "causal": True}, "plain row sums"),
+    ],
+)
+def test_what_it_cannot_express_it_says(options: dict[str, Any], reason: str) -> None:
+    q = tensor(1, HEADS, 6, 16, seed=1)
+    assert reason in str(flex.inexpressible(problem(q, q, q, **options)))
+
+
+def test_a_term_without_form_is_refused() -> None:
+    class Odd(PairTerm):
+        def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
+            return (i * j % 7).to(dtype)[None, None]
+
+    q = tensor(1, HEADS, 6, 16, seed=1)
+    assert flex.inexpressible(problem(q, q, q, bias=Odd())) == "Odd has no score_mod here"
+
+
+def test_the_cpu_is_refused() -> None:
+    q = tensor(1, HEADS, 6, 16, seed=1)
+    assert "CUDA only" in str(flex.why_not(problem(q, q, q)))
+    with pytest.raises(ValueError, match="expected a problem that it can run, got FlexAttention is used on CUDA only"):
+        flex.run(problem(q, q, q))
+
+
+def test_a_copy_on_another_device_is_made_once_for_each_state() -> None:
+    x, there = torch.ones(3), torch.device("meta")
+    first = on_device(x, there, torch.float32)
+    assert first.device == there
+    assert on_device(x, there, torch.float32) is first
+    assert on_device(x, there, torch.float64).dtype == torch.float64
+    x.mul_(2)
+    assert on_device(x, there, torch.float32) is not first
+    learned = torch.ones(3, requires_grad=True)
+    assert on_device(learned, there, torch.float32).requires_grad
+
+
+def test_what_inference_keeps_training_can_use() -> None:
+    x, there = torch.ones(3), torch.device("meta")
+    q = tensor(1, 1, 261, 1, seed=1)
+    with torch.inference_mode():
+        kept, blocks = on_device(x, there, torch.float32), block_mask(problem(q, q, q, causal=True))
+    assert on_device(x, there, torch.float32) is kept
+    assert block_mask(problem(q, q, q, causal=True)) is blocks
+    assert not kept.is_inference()
+    assert blocks is not None
+    assert not blocks.kv_indices.is_inference()
+
+
+# On a GPU
+
+
+# Every kernel takes long to compile.
+FIXED = [(kind, False, torch.float32) for kind in ("key", "alibi", "decay", "manhattan")]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "learned", "dtype"), [*((kind, True, torch.bfloat16) for kind in KINDS), *FIXED])
+def test_on_cuda_it_equals_the_specification(kind: str, learned: bool, dtype: torch.dtype) -> None:
+    geometry = Geometry(330, 330)
+    made = [x.cuda() for x in (tensor(2, HEADS, 330, 64, seed=n) for n in range(4))]
+    results = []
+    for run, precision in ((flex.run, dtype), (reference, torch.float64), (_dense, dtype)):
+        q, k, v = (x.detach().to(precision).requires_grad_() for x in made[:3])
+        each = term(kind, geometry, 5, learned)
+        leaves = [x for x in vars(each).values() if _is_leaf(x)]
+        _to_cuda(each)
+        causal = kind in ("alibi", "decay")
+        out = run(problem(q, k, v, bias=each, causal=causal, mask=torch.arange(330, device="cuda")[None] < 300))
+        grads = torch.autograd.grad(out, [q, k, v, *leaves], made[3].to(out.dtype))
+        results.append((out.detach(), *grads))
+    magnitude = float(made[3].norm(dim=-1).max() * made[2].norm(dim=-1).max())
+    for n, (got, wanted, low) in enumerate(zip(*results, strict=True)):
+        assert_within(got, wanted.double(), low, magnitude=_scale(got, magnitude, dtype) if n not in (0, 3) else 0.0)
+
+
+def _to_cuda(each: PairTerm) -> None:
+    for name, x in vars(each).items():
+        if isinstance(x, Tensor):
+            setattr(each, name, x.cuda())
+        elif isinstance(x, PairTerm):
+            _to_cuda(x)
+
+
+@pytest.mark.gpu
+def test_on_cuda_nothing_of_all_pairs_is_held() -> None:
+    from biases.bench import peak_bytes
+
+    q = torch.randn(1, HEADS, 8192, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    bias = ALiBi(HEADS, symmetric=True)
+
+    def step() -> Any:
+        return torch.autograd.grad(attend(q, q, q, bias=bias).float().sum(), q)
+
+    step()
+    assert peak_bytes(step, "cuda") < 8192**2

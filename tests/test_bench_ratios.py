@@ -1,0 +1,158 @@
+"""benchmarks/ratios.py and the page made from what it measures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from biases import attend
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ratios, pages = load("ratios"), load("pages")
+BACKWARD = "/forward+backward"
+QUICK = ["--quick", "--rounds", "2", "--seconds", "0.01"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Pieces of every row at small sizes."""
+    out = tmp_path_factory.mktemp("ratios") / "ratios.json"
+    assert ratios.main([*QUICK, "--out", str(out), "--only", BACKWARD]) == 0
+    return out
+
+
+def test_every_piece_is_measured(measured):
+    found = json.loads(measured.read_text())
+    assert set(found["pieces"]) == set(ratios.pieces(True, BACKWARD))
+    assert found["made_by"]["quick"]
+    for piece in found["pieces"].values():
+        assert piece["status"] == "ok"
+        assert piece["plain_ratio"] is not None
+        assert piece["extra_bytes"] >= 0
+        assert piece["formulations"]
+        assert set(piece["seconds"]) == {"ours", "floor", "plain"}
+
+
+def test_pieces_that_are_there_are_kept(measured, monkeypatch):
+    before = measured.read_text()
+    monkeypatch.setattr(ratios, "measure", lambda *given: pytest.fail("measured again"))
+    assert ratios.main([*QUICK, "--out", str(measured), "--only", BACKWARD]) == 0
+    assert measured.read_text() == before
+
+
+def test_another_source_starts_anew(measured, monkeypatch, tmp_path):
+    out = tmp_path / "ratios.json"
+    changed = json.loads(measured.read_text())
+    changed["made_by"]["source"] = "another"
+    out.write_text(json.dumps(changed))
+    assert ratios.main([*QUICK, "--out", str(out), "--only", "retention (`retention`)/1024/forward"]) == 0
+    assert len(json.loads(out.read_text())["pieces"]) == 2
+
+
+def test_an_interruption_loses_nothing(monkeypatch, tmp_path):
+    out, measure, calls = tmp_path / "ratios.json", ratios.measure, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(ratios, "measure", interrupted)
+    assert ratios.main([*QUICK, "--out", str(out), "--only", "swat"]) == 130
+    assert len(json.loads(out.read_text())["pieces"]) == 2
+    assert ratios.main([*QUICK, "--out", str(out), "--only", "swat"]) == 0
+    assert len(json.loads(out.read_text())["pieces"]) == 4
+    assert len(calls) == 5
+
+
+def _too_large(q, k, v, **options):
+    return attend(q, k, v, **options) * 1.01
+
+
+def test_wrong_results_are_no_ratio(monkeypatch, tmp_path):
+    monkeypatch.setattr("biases.bench.workloads.attend", _too_large)
+    out = tmp_path / "ratios.json"
+    assert ratios.main([*QUICK, "--out", str(out), "--only", "alibi`)/1024"]) == 1
+    for piece in json.loads(out.read_text())["pieces"].values():
+        assert piece["status"] == "wrong"
+        assert "ratio" not in piece
+
+
+def test_nothing_to_measure(tmp_path):
+    assert ratios.main(["--only", "no such piece", "--out", str(tmp_path / "ratios.json")]) == 3
+    assert not (tmp_path / "ratios.json").exists()
+
+
+def test_the_page_has_every_row(measured):
+    found = json.loads(measured.read_text())
+    for piece in found["pieces"].values():
+        if piece["table"] == "biases":
+            piece["setting"]["length"] = {64: 1024, 256: 4096}[piece["setting"]["length"]]
+    cell = {"backends": {"flex": {"ratio": {"value": 1.07}, "memory_ratio": 1.0}, "fused": {"status": "error"}}}
+    page = pages.ratios_table(found, {"cells": {"alibi/4096/bfloat16/forward": cell}})
+    for subject in ratios.SUBJECTS:
+        tables = {"biases": page, "stages": pages.small_table(found, "stages")}
+        assert f"| {subject.name} | {subject.bar:.2f} |" in tables.get(
+            subject.table, pages.small_table(found, "windows")
+        )
+    assert "1.07 (flex, memory 1.00) | not measured |" in page
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_what_is_over_its_bar_is_marked():
+    piece = {"ratio": {"value": 1.2, "low": 1.1, "high": 1.3}}
+    assert pages._ratio_cell(piece, 1.15) == "1.20 † (1.10-1.30)"
+    assert pages._ratio_cell(piece, 1.25) == "1.20 (1.10-1.30)"
+
+
+def test_a_trial_run_is_no_evidence(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    assert pages.read_evidence("ratios_cpu") is None
+    (tmp_path / "ratios_cpu.json").write_text(measured.read_text())
+    assert pages.read_evidence("ratios_cpu") is None
+    (tmp_path / "gpu_latency.json").write_text(json.dumps({"evidence": False, "cells": {}}))
+    assert pages.read_evidence("gpu_latency") is None
+    text = pages.performance_page((ROOT / "docs" / "performance.md").read_text())
+    assert "Not measured" in text
+    assert "Nothing on this page was measured on a GPU" in text
+
+
+def test_rows_that_a_gpu_measures_too_are_rows():
+    names = {subject.name for subject in ratios.SUBJECTS}
+    assert set(pages.ON_GPU) <= names
+
+
+@pytest.mark.parametrize("subject", [each for each in ratios.SUBJECTS if each.table == "stages"], ids=lambda s: s.name)
+def test_stages_are_those_of_rmt(subject):
+    """Heads and width are those of RMT-T, whose stages have maps of 56, 28, 14 and 7 for images of 224."""
+    from biases.models.rmt import SIZES
+
+    side = round(subject.lengths[0] ** 0.5)
+    size = SIZES["t"]["stages"][{56: 0, 28: 1, 14: 2, 7: 3}[side]]
+    assert subject.sizes["heads"] == size.heads
+    assert subject.sizes["head_dim"] == size.dim // size.heads
