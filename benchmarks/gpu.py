@@ -109,6 +109,8 @@ def line(outcome: Outcome) -> str:
     """One cell in one line."""
     if "backends" not in outcome:
         first = str(outcome.get("message") or "").strip().partition("\n")[0]
+        if outcome["status"] == "refused":
+            first = first.rpartition(", got ")[2]
         return f"{outcome['status']} {first[:120]}".strip()
     bar = outcome.get("bars", {}).get("ratio")
     parts = []

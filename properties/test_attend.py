@@ -180,9 +180,7 @@ def test_formulation_is_the_documented_one(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("name", list(cases(16)))
-def test_no_formulation_holds_a_square(
-    name: str, direction: str, native: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_formulation_holds_a_square(name: str, direction: str, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak memory beyond the inputs stays below one N x N tensor of one head, and no more than doubles with N: O(N)."""
     monkeypatch.setenv("BIASES_NATIVE", native)
 

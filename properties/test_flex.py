@@ -6,17 +6,19 @@ differentiated by autograd, and once by way of the joint graph from which the CU
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from biases import ALiBi, ExponentialDecay, KeyBias, KeyGate, LowRankBias, ManhattanDecay, attend, zoo
 from biases.attention import _problem
-from biases.backends import Geometry, PairTerm, Problem, RelativeTerm, flex, reference
+from biases.backends import Geometry, PairTerm, Problem, RelativeTerm, block_masks, flex, reference
 from biases.backends.block_masks import BLOCK, block_mask
 from biases.backends.score_mods import on_device
 from biases.bench.workloads import Setting, record
@@ -93,10 +95,11 @@ def assert_adds_its_values(each: PairTerm, geometry: Geometry, batch: int) -> No
     )
 
 
-@settings(max_examples=60)
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15)
 @given(data=st.data())
-def test_a_score_mod_adds_the_values_of_its_term(data: st.DataObject) -> None:
-    kind, learned = data.draw(st.sampled_from(KINDS)), data.draw(st.booleans())
+def test_a_score_mod_adds_the_values_of_its_term(kind: str, learned: bool, data: st.DataObject) -> None:
     causal, window = data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 9))
     L = S = 3 * data.draw(st.integers(1, 5))
     offset = 0
@@ -233,15 +236,25 @@ def test_a_query_without_keys_gives_zeros() -> None:
 # Blocks
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Blocks of 4, so that drawn lengths, offsets and windows end at every place in a block."""
+    monkeypatch.setattr(block_masks, "BLOCK", 4)
+    block_masks._cached.cache_clear()
+    yield 4
+    block_masks._cached.cache_clear()
+
+
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_block_is_left_out_and_none_is_whole_that_is_not(data: st.DataObject) -> None:
-    L, S = data.draw(st.integers(1, 3 * BLOCK)), data.draw(st.integers(1, 3 * BLOCK))
-    causal, window = data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 2 * BLOCK))
+def test_no_block_is_left_out_and_none_is_whole_that_is_not(small_blocks: int, data: st.DataObject) -> None:
+    block = small_blocks
+    L, S = data.draw(st.integers(1, 13)), data.draw(st.integers(1, 13))
+    causal, window = data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 13))
     masked = data.draw(st.sampled_from([None, (2, 1, 1, S), (1, 1, L, S)]))
     q, k = torch.zeros(2, 1, L, 1), torch.zeros(2, 1, S, 1)
-    # Runs of allowed keys, so that whole blocks occur.
-    mask = None if masked is None else torch.rand(*masked[:-1], 1) * S > torch.arange(S) - 64
+    # Mostly allowed, so that whole blocks occur.
+    mask = None if masked is None else tensor(*masked, seed=data.draw(seeds())) > -1.5
     placed = {"causal": causal, "window": window if causal else None, "alignment": data.draw(st.sampled_from(ALIGNED))}
     each = problem(q, k, k, mask=mask, **placed)
     blocks = block_mask(each)
@@ -252,8 +265,8 @@ def test_no_block_is_left_out_and_none_is_whole_that_is_not(data: st.DataObject)
     if blocks is None:
         assert allowed.all()
         return
-    padded = torch.nn.functional.pad(allowed, (0, -S % BLOCK, 0, -L % BLOCK))
-    tiles = padded.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    padded = torch.nn.functional.pad(allowed, (0, -S % block, 0, -L % block))
+    tiles = padded.unflatten(3, (-1, block)).unflatten(2, (-1, block))
     some, every = tiles.any(5).any(3), tiles.all(5).all(3)
     partial, whole = (_listed(blocks, name, some) for name in ("kv", "full_kv"))
     assert not (partial & whole).any()
@@ -274,16 +287,19 @@ def _listed(blocks: Any, name: str, like: Tensor) -> Tensor:
     return torch.zeros(order.shape, dtype=torch.bool).scatter(-1, order.long(), listed).expand_as(like)
 
 
-def test_blocks_are_those_of_the_mask_over_all_pairs() -> None:
+def test_blocks_are_those_of_the_mask_over_all_pairs(small_blocks: int) -> None:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    for geometry in (Geometry(300, 300, 0, True), Geometry(200, 500, 300, True, 130), Geometry(400, 150, -250, True)):
+    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+    for offset, window in itertools.product(range(-5, 6), (None, *range(1, 13))):
+        geometry = Geometry(13, 10, offset, True, window)
         q, k = torch.zeros(1, 1, geometry.L, 1), torch.zeros(1, 1, geometry.S, 1)
         ours = block_mask(Problem(q, k, k, geometry, 1.0))
         assert ours is not None
-        theirs = create_block_mask(ours.mask_mod, None, None, geometry.L, geometry.S, device="cpu")
-        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
-            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        sizes = {"Q_LEN": geometry.L, "KV_LEN": geometry.S, "BLOCK_SIZE": small_blocks}
+        theirs = create_block_mask(ours.mask_mod, None, None, **sizes, device="cpu")
+        for name in names:
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), (name, geometry)
 
 
 def test_no_mask_over_all_pairs_is_made() -> None:
@@ -340,8 +356,9 @@ def test_the_joint_graph_gives_the_gradients_of_all_that_is_learned(monkeypatch:
     for one, other in zip(got, wanted, strict=True):
         assert_within(one, other, other, magnitude=10 * magnitude)
     assert len(scattered) == 1
-    # Slopes twice, the gate and the table: four tables, each read once.
-    assert len(scattered[0]) == 4
+    # Each is read once: slopes by two tables of distances, not a number a head, whose additions would be serialised.
+    distances = [HEADS, 79]
+    assert sorted(list(node.args[0]) for node in scattered[0]) == [[2, HEADS, 40], *[distances] * 3]
 
 
 @pytest.mark.slow
@@ -413,6 +430,29 @@ def test_the_first_lengths_of_a_family_have_kernels_of_their_own(monkeypatch: py
     assert kernels[:7] == kernels[7:]
     assert len(set(kernels)) == flex.OWN_LENGTHS + 1
     assert len({kernel.__code__ for kernel in kernels}) == flex.OWN_LENGTHS + 1
+
+
+def test_new_terms_and_lengths_find_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call makes its functions afresh; only a new length compiles, and all lengths after the first two share."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter, compile_with = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_with(function, backend=counter))
+    monkeypatch.setattr(flex, "_lengths", {})
+    monkeypatch.setattr(flex, "_kernels", {})
+    compiled = []
+    for length in (40, 40, 30, 30, 20, 25, 10, 35, 40):
+        q = tensor(2, HEADS, length, 16, seed=length)
+        gate = KeyGate(tensor(2, HEADS, length, seed=2))
+        each = problem(q, q, q, causal=True, bias=ALiBi(HEADS), key_gate=gate, mask=torch.arange(length) != 3)
+        call = flex.arguments(each)
+        with torch.no_grad():
+            out = flex._kernel(flex._family(each))(*call[:-1])[..., : call.width]
+        wanted = reference(each)
+        assert_within(out, wanted, wanted, magnitude=10 * float(q.abs().max()))
+        compiled.append(counter.frame_count)
+    assert compiled[:4] == [1, 1, 2, 2]
+    assert len(set(compiled[5:])) == 1
 
 
 @pytest.mark.parametrize(

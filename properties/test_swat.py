@@ -342,7 +342,8 @@ def test_training_with_a_window_writes_in_proportion_to_the_length(weights):
 @pytest.mark.parametrize("window", [1, 64, 200])
 def test_a_softmax_costs_its_window(window, monkeypatch):
     """Pairs handed to the stock kernel: a query costs its window and a block, which is no longer than the window or 128
-    tokens."""
+    tokens. The native kernel calls no stock kernel."""
+    monkeypatch.setenv("BIASES_NATIVE", "0")
     pairs, stock = [], torch.nn.functional.scaled_dot_product_attention
 
     def counting(q: Tensor, k: Tensor, *rest: Any, **options: Any) -> Tensor:

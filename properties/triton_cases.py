@@ -213,6 +213,11 @@ def forced(case: Pairs | Maps) -> Iterator[None]:
         yield
 
 
+def direction_of(out: Tensor) -> Tensor:
+    """The cotangent of which gradients are taken, the same for all backends and dtypes."""
+    return make_tensor(tuple(out.shape), "normal", 7, torch.float64)
+
+
 def gradients(
     case: Pairs | Maps, backend: str, dtype: torch.dtype, prepare: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -224,7 +229,7 @@ def gradients(
         x = x.to(dtype if name in "qkv" else wide).to(case.device)
         leaves[name] = (prepare(x) if x.ndim > 1 else x).detach().requires_grad_()
     out = case.call(leaves, backend)
-    direction = prepare(make_tensor(tuple(out.shape), "normal", 7, torch.float64).to(out))
+    direction = prepare(direction_of(out).to(out))
     return out.detach(), dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), direction), strict=True))
 
 
@@ -255,7 +260,9 @@ def compare(case: Pairs | Maps) -> list[str]:
     eps = torch.finfo(dtype).eps / 2
     magnitude = max(largest(there - exact) for there, _ in moved) / eps
     assert_within(out, exact, low, magnitude=max(magnitude, largest(exact)))
-    scale = max(largest(x) for x in exact_grads.values())
+    # Gradients of logits are differences of dO . v, a sum over channels.
+    products = float(direction_of(exact).abs().sum(-1).max()) * largest(case.leaves()["v"])
+    scale = max(products, *(largest(x) for x in exact_grads.values()))
     for name, grad in grads.items():
         magnitude = max(scale, max(largest(there[name] - exact_grads[name]) for _, there in moved) / eps)
         # Gradients of parameters are float32, but sums of what was rounded to ``dtype``.

@@ -78,7 +78,7 @@ def test_a_missing_library_is_said(monkeypatch):
             peer.prepare(peer.subjects[0], SETTING)
         assert install in str(stopped.value)
     (linear,) = peers_of("operator", "retention")
-    with pytest.raises(CannotRun, match="flash-linear-attention"):
+    with pytest.raises(CannotRun, match=r"attention-biases\[fla\]"):
         linear.prepare("retention", SETTING)
 
 

@@ -99,12 +99,12 @@ def test_other_source_or_another_device_is_measured_afresh(
 
 def test_committed_results_are_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On a borrowed machine the folder for what comes back is empty at each command."""
-    ran = only(monkeypatch, correctness=[("one", OKAY), ("two", OKAY)])
+    only(monkeypatch, correctness=[("one", OKAY), ("two", OKAY)])
     assert gpu.main([*TRIAL, "--out", str(gpu.RESULTS)]) == gpu.OK
-    ran.clear()
     out = tmp_path / "out"
-    only(monkeypatch, correctness=[("one", OKAY), ("two", OKAY), ("three", OKAY)])
+    ran = only(monkeypatch, correctness=[("one", OKAY), ("two", OKAY), ("three", OKAY)])
     assert gpu.main([*TRIAL, "--out", str(out)]) == gpu.OK
+    assert ran == ["three"]
     assert set(cells(out, "correctness")) == {"one", "two", "three"}
 
 
@@ -226,9 +226,9 @@ def test_only_special_backends_may_refuse() -> None:
 def test_tests_are_run_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "properties").mkdir()
-    marked = "import pytest\n@pytest.mark.gpu\ndef test_it():\n    assert {}\n"
+    marked = "import pytest\n@pytest.mark.{}\ndef test_it():\n    assert {}\n"
     for name, body in (("good", "True"), ("bad", "1 == 2"), ("plain", "True")):
-        text = marked.format(body) if name != "plain" else "def test_it(): pass\n"
+        text = marked.format("gpu", body) if name != "plain" else "def test_it(): pass\n"
         (tmp_path / "tests" / f"test_{name}.py").write_text(text)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
     monkeypatch.setattr(gpu_pieces, "ROOT", tmp_path)

@@ -17,7 +17,8 @@ import biases
 
 PACKAGE = Path(biases.__file__).parent
 OPTIONAL = (
-    *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn", "tensorboard", "triton"),
+    *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn"),
+    *("tensorboard", "triton"),
 )
 
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the
@@ -25,13 +26,13 @@ OPTIONAL = (
 ROWS = {
     **dict.fromkeys(("_checks", "_files", "_memory", "traits", "registry"), 0),
     "backends": 1,
-    **dict.fromkeys(("attention", "axial", "positions", "decays", "gates", "windows"), 2),
+    **dict.fromkeys(("_calls", "attention", "axial", "positions", "decays", "gates", "windows"), 2),
     "layers": 3,
     "models": 4,
     "zoo": 5,
     **dict.fromkeys(("ablation", "testing", "bench", "stats"), 6),
     "claims": 7,
-    **dict.fromkeys(("report", "cli", "demo", "checking"), 8),
+    **dict.fromkeys(("report", "cli", "demo", "checking", "listing"), 8),
 }
 TOP = max(ROWS.values())
 BOTTOM = {room for room, row in ROWS.items() if row == 0}

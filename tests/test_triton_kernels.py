@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 from unittest import mock
@@ -164,13 +165,18 @@ def compile_for_h100(name: str, constants: dict[str, Any], missing: set[str], op
     return int(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared)
 
 
+def shared_memory(describe: Callable[..., tuple[Any, ...]], *arguments: Any) -> int:
+    """Bytes of shared memory that a program of the described kernel takes."""
+    return compile_for_h100(*describe(*arguments))
+
+
 @pytest.fixture(scope="module")
 def compiler():
     """A process in which kernels are compiled, whatever this one was told."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "0", "PYTHONWARNINGS": "ignore"}):
             assert pool.submit(os.getenv, "TRITON_INTERPRET").result(timeout=120) == "0"
-        yield lambda *arguments: pool.submit(compile_for_h100, *arguments).result(timeout=280)
+        yield lambda *arguments: pool.submit(shared_memory, *arguments).result(timeout=280)
 
 
 def pair_kernel(name: str, width: int, kind: str, causal: bool, places: int, small: bool) -> tuple[Any, ...]:
@@ -214,13 +220,13 @@ PAIR_KERNELS = ("forward", "backward_queries", "backward_keys")
 @pytest.mark.parametrize("name", PAIR_KERNELS)
 def test_kernels_of_pairs_compile(compiler, name: str) -> None:
     """Every construct of the kernels: all terms, all gradients, in the smallest blocks."""
-    assert compiler(*pair_kernel(name, 16, "log-sigmoid", True, 7, True)) <= SHARED
+    assert compiler(pair_kernel, name, 16, "log-sigmoid", True, 7, True) <= SHARED
 
 
 @needs_triton
 @pytest.mark.parametrize(("name", "side"), [("forward", 3), ("backward_columns", 3), ("backward_rows", 9)])
 def test_kernels_of_maps_compile(compiler, name: str, side: int) -> None:
-    assert compiler(*map_kernel(name, side, side, 16, "log-sigmoid", 7)) <= SHARED
+    assert compiler(map_kernel, name, side, side, 16, "log-sigmoid", 7) <= SHARED
 
 
 @needs_triton
@@ -231,7 +237,7 @@ def test_kernels_of_maps_compile(compiler, name: str, side: int) -> None:
 @pytest.mark.parametrize("name", PAIR_KERNELS)
 def test_blocks_of_pairs_fit_on_an_h100(compiler, name: str, width: int, causal: bool, kind: str) -> None:
     """Every row of the table of block sizes, in bfloat16."""
-    assert compiler(*pair_kernel(name, width, kind, causal, 5, False)) <= SHARED
+    assert compiler(pair_kernel, name, width, kind, causal, 5, False) <= SHARED
 
 
 @needs_triton
@@ -239,4 +245,4 @@ def test_blocks_of_pairs_fit_on_an_h100(compiler, name: str, width: int, causal:
 @pytest.mark.parametrize(("height", "width", "head"), [(7, 7, 32), (14, 14, 32), (16, 16, 64), (16, 16, 128)])
 @pytest.mark.parametrize("name", ["forward", "backward_columns", "backward_rows"])
 def test_tiles_of_maps_fit_on_an_h100(compiler, name: str, height: int, width: int, head: int) -> None:
-    assert compiler(*map_kernel(name, height, width, head, "softmax", 5)) <= SHARED
+    assert compiler(map_kernel, name, height, width, head, "softmax", 5) <= SHARED

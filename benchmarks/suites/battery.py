@@ -42,7 +42,7 @@ checked = lru_cache(maxsize=1)(check)
 
 def layers_of_properties() -> dict[str, str]:
     """Property -> the first of the layers that it applies to; those of other kinds of subject are left out."""
-    found = {}
+    found: dict[str, str] = {}
     for name in QUICK_TO_CHECK:
         for layer in LAYERS:
             if PROPERTIES[name].applies(get(layer).traits) is None:

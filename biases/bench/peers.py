@@ -58,8 +58,8 @@ class Peer:
             CannotRun: the library is not installed, or is not made for this setting.
         """
         if importlib.util.find_spec(self.package) is None:
-            own = "pip install flash-linear-attention"
-            install = own if self.package == "fla" else how_to_install(self.package)
+            fla = "pip install 'attention-biases[fla]'"
+            install = fla if self.package == "fla" else how_to_install(self.package)
             raise CannotRun(f"{self.package} is not installed: {install}")
         prepared = self._operator if self.level == "operator" else self._layer
         return prepared(subject, setting)

@@ -69,7 +69,7 @@ def _of_setting(rows: Sequence[Row]) -> Table:
         pad_edge=False,
         title_justify="left",
     )
-    table.add_column("name")
+    table.add_column("name", overflow="fold")
     table.add_column("by", overflow="fold")
     for heading in ("ratio", "quartiles", "time", "tok/s", "memory", "floor's", "shares"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -109,7 +109,7 @@ def _traits(options: Mapping[str, Any]) -> Traits:
         normalisation="row",
         position="relative",
         memory="linear",
-        fast_path="windows as a batch, by tiles of queries, the bias gathered from its table; shifted by rolling the map",
+        fast_path="windows as a batch, tiles of queries, the bias gathered from its table; shifted by rolling the map",
         published="2103.14030 Eq. 4",
     )
 

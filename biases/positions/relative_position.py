@@ -33,7 +33,9 @@ class MapTerm(PairTerm):
         a, b = side or (self.height, self.width)
         pixels = torch.arange(self.height * self.width, dtype=torch.int32, device=table.device)
         column = pixels // self.width * (2 * b - 1) + pixels % self.width
-        return RelativeTable(table, column + (a - 1) * (2 * b - 1) + b - 1, column, ("map", self.height, self.width, a, b))
+        return RelativeTable(
+            table, column + (a - 1) * (2 * b - 1) + b - 1, column, ("map", self.height, self.width, a, b)
+        )
 
     def steps(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Every offset along a column, (2 H - 1,), and along a row, (2 W - 1,), ascending."""

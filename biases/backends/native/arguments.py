@@ -41,7 +41,10 @@ def _tensor(name: str, strides: int = 3) -> list[tuple[str, type]]:
     return [(name, POINTER), (f"{name}_strides", I64 * strides)]
 
 
-_COUNTS = "batch heads L S D Dv offset causal window mode threads terms per_group expand parts".split()
+_COUNTS = (
+    *("batch", "heads", "L", "S", "D", "Dv", "offset", "causal", "window"),
+    *("mode", "threads", "terms", "per_group", "expand", "parts"),
+)
 
 
 class _Problem(ctypes.Structure):

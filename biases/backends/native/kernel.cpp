@@ -204,17 +204,18 @@ bool weigh(const Block& block, int keys, int vectors, float* top, float* total, 
         // A row without a key so far keeps the maximum -inf.
         const V reference = highest == -INFINITE ? V{} : highest;
         const V factor = exponential(before - reference);
-        V sum_ = load(total + v * W) * factor;
+        // Small weights would be lost one by one in a sum over all keys.
+        V of_block{};
         for (int j = 0; j < keys; ++j) {
             const long at = j * TILE + v * W;
             const V s = load(S + at);
             V x = exponential(exponent<MODE>(s, block, at) - reference);
             if (MODE == SIGMOID_NORMALISED) x *= reciprocal(1.0f + exponential(-magnitude(s)));
-            sum_ += x;
+            of_block += x;
             store(S + at, block.factor ? x * load(block.factor + at) : x);
         }
         store(top + v * W, highest);
-        store(total + v * W, sum_);
+        store(total + v * W, load(total + v * W) * factor + of_block);
         store(correction + v * W, factor);
         const I changed = before != highest;
         for (int lane = 0; lane < W; ++lane) rose |= changed[lane] != 0;

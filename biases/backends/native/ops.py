@@ -46,8 +46,8 @@ def _unpack(
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *operands, tables = rest[:4]
-    return arguments.forward(_unpack(*rest[4:]), Operands(q, k, v, *operands, tables))
+    key_bias, post_bias, mask, tables = rest[:4]
+    return arguments.forward(_unpack(*rest[4:]), Operands(q, k, v, key_bias, post_bias, mask, tables))
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,8 +56,9 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _backward(grad: Tensor, out: Tensor, top: Tensor, inverse: Tensor, wanted: list[bool], *rest: Any) -> list[Tensor]:
-    *operands, tables = rest[:7]
-    return arguments.backward(_unpack(*rest[7:]), Operands(*operands, tables), grad, out, top, inverse, tuple(wanted))
+    q, k, v, key_bias, post_bias, mask, tables = rest[:7]
+    operands = Operands(q, k, v, key_bias, post_bias, mask, tables)
+    return arguments.backward(_unpack(*rest[7:]), operands, grad, out, top, inverse, tuple(wanted))
 
 
 def _fake_backward(
@@ -155,7 +156,7 @@ def _run_backward(spec: Spec, wanted: tuple[bool, ...], *inputs: Any) -> tuple[T
 
 
 class _AttentionBackward(torch.autograd.Function):
-    """spec, wanted, grad, output, row statistics, operands -> gradients; a function so that it can be vectorised over."""
+    """spec, wanted, grad, output, row statistics, operands -> gradients; a function, to be vectorised over."""
 
     @staticmethod
     def forward(spec: Spec, wanted: tuple[bool, ...], *inputs: Any) -> tuple[Tensor, ...]:
@@ -188,16 +189,17 @@ def _fold(size: int, x: Tensor, dim: int | None) -> Tensor:
 def _fold_operands(size: int, dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
     """Operands of a vectorised call: the vectorised axis becomes part of the batch, and a group of the tables."""
     *operands, mask = inputs[:6]
-    tables = inputs[6:]
     folded: list[Any] = [None if x is None else _fold(size, x, dim) for x, dim in zip(operands, dims[:5], strict=True)]
     if mask is not None and dims[5] is not None:
         mask = mask.movedim(dims[5], 0)
         # Masks are used in turn, so each of the vectorised axis has to have one for each example.
         mask = mask.repeat(1, folded[0].shape[0] // size // mask.shape[1], 1, 1, 1).flatten(0, 1)
-    folded.append(mask)
-    tables = [x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tables, dims[6:], strict=True)]
+    tables = [
+        x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(inputs[6:], dims[6:], strict=True)
+    ]
     groups = max((x.shape[1] for x in tables), default=1)
-    return folded + [x.expand(-1, groups, -1, -1).flatten(0, 1) for x in tables]
+    return [*folded, mask, *(x.expand(-1, groups, -1, -1).flatten(0, 1) for x in tables)]
 
 
 def _unfold(size: int, outputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from biases._checks import fail
 from biases.backends.native import arguments, ops
 from biases.backends.native.arguments import FACTOR, LOGARITHM, LOGITS, Index, Spec
 from biases.backends.native.build import BuildError
-from biases.backends.terms import Form, LowRank, PairTerm, PerKey, Problem, RelativeTable, Toeplitz
+from biases.backends.terms import DecayTerm, Form, LowRank, PairTerm, PerKey, Problem, RelativeTable, Toeplitz
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -66,9 +66,20 @@ def why_not(problem: Problem) -> str | None:
     if len(terms) > arguments.MOST_TABLES:
         return f"the native kernel adds at most {arguments.MOST_TABLES} terms"
     for term in terms:
-        if type(term).form is PairTerm.form:
+        placement = term.placement if isinstance(term, DecayTerm) else "logits"
+        if not _structured(term, problem, placement):
             return f"{type(term).__name__} has no structured form"
     return _why_not_available() or None
+
+
+def _structured(term: PairTerm, problem: Problem, placement: str) -> bool:
+    """Whether the term has a form that the kernel takes; told by the class where that is enough."""
+    if type(term).form is PairTerm.form:
+        return False
+    if type(term).__module__.startswith("biases."):
+        return True
+    form = term.form(problem.geometry, torch.float32, problem.q.device, row_free=False)
+    return isinstance(form, Toeplitz | RelativeTable) or (form is not None and placement == "logits")
 
 
 def run(problem: Problem) -> Tensor:
@@ -125,15 +136,16 @@ class _Lowering:
             logits = self.biases.get(LOGITS)
             logits = torch.zeros_like(problem.keep, dtype=torch.float32) if logits is None else logits
             self.biases[LOGITS] = torch.where(problem.keep, logits, -torch.inf)
-        shared = LOGITS if softmax else LOGARITHM
-        if shared in self.biases:
-            self.biases[shared] = self._below_zero(self.biases[shared])
+        if joins in self.biases:
+            self.biases[joins] = self._below_zero(self.biases[joins])
         stages = tuple(int(key[0]) for key in self.tables)  # type: ignore[call-overload]
         indices = tuple(index for _, index in self.tables.values())
         spec = Spec(mode, problem.scale, geometry.offset, geometry.causal, geometry.window, stages, indices)
-        tables = tuple(self._factors(stage, table) for stage, (table, _) in zip(stages, self.tables.values(), strict=True))
-        biases = (self._of_all(self.biases.get(stage)) for stage in (LOGITS, LOGARITHM))
-        return ops.attention(spec, self.q, self.k, self.v, *biases, problem.mask, tables)
+        tables = tuple(
+            self._factors(stage, table) for stage, (table, _) in zip(stages, self.tables.values(), strict=True)
+        )
+        key_bias, post_bias = (self._of_all(self.biases.get(stage)) for stage in (LOGITS, LOGARITHM))
+        return ops.attention(spec, self.q, self.k, self.v, key_bias, post_bias, problem.mask, tables)
 
     def add(self, term: PairTerm, stage: int) -> None:
         geometry = self.problem.geometry

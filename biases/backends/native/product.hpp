@@ -12,7 +12,7 @@ inline void block(long depth, const float* A, long lda, const float* B, long ldb
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) c[m][n] = add ? load(C + m * ldc + n * W) : V{};
+        for (int n = 0; n < NV; ++n) c[m][n] = V{};
     for (long k = 0; k < depth; ++k) {
         V b[NV];
 #pragma GCC unroll 4
@@ -27,7 +27,10 @@ inline void block(long depth, const float* A, long lda, const float* B, long ldb
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) store(C + m * ldc + n * W, c[m][n]);
+        for (int n = 0; n < NV; ++n) {
+            float* to = C + m * ldc + n * W;
+            store(to, add ? load(to) + c[m][n] : c[m][n]);
+        }
 }
 
 // Rows of C that a block of NV vectors leaves registers for.

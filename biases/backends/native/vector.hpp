@@ -29,6 +29,7 @@ constexpr int REGISTERS = 16;
 
 typedef float V __attribute__((vector_size(W * 4)));
 typedef int32_t I __attribute__((vector_size(W * 4)));
+typedef uint32_t U __attribute__((vector_size(W * 4)));
 typedef float Unaligned __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
 inline V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
@@ -70,7 +71,7 @@ inline V exponential(V x) {
     p = p * r + 4.999999404e-1f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return x < -86.5f ? V{} : (V)((I)p + ((I)shifted << 23));
+    return x < -86.5f ? V{} : (V)((U)p + ((U)shifted << 23));
 }
 
 // 1 / y for 1 <= y <= 2, by Newton's iteration from a quadratic with an error of 1 %: several times faster than division.

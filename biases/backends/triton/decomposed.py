@@ -3,12 +3,12 @@
 The plain formulation is two attentions, of sequences far shorter than a block of a flash kernel, with a result between
 them that is written and read again. Here a program holds whole columns of one map on the chip, or all of it.
 
-What is expected beside two calls of flash attention on the same rows and columns (counted, not measured). Bytes:
-queries, keys, values and output once instead of twice, where one program holds the map. Products: a map of up to 64
-pixels takes three of 64 x 64 by the head width, as both passes share their logits; flash attention takes two of a
-padded block for every row and every column. A map of 256 pixels takes ten of that size for each of its four programs,
-15 times the pairs that count. Exponentials: one for each pair of those blocks and a reciprocal or, for decays after the
-weights, one more; at 256 pixels they are likely to take longer than the bytes.
+What is expected beside two calls of flash attention on the same rows and columns (counted, not measured; half
+precision). Bytes: queries, keys, values and output once instead of twice, where one program holds the map. Products: a
+map of up to 64 pixels takes four of 64 x 64 by the head width; flash attention takes two of a padded block for every
+row and every column. A map of 256 pixels takes ten of that size in each of its four programs, over ten times the pairs
+that count. Exponentials: one for each pair of those blocks, and a reciprocal for sigmoids or one more for decays after
+the weights; at 256 pixels they are likely to take longer than the bytes.
 """
 
 from __future__ import annotations

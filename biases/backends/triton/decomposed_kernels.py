@@ -2,7 +2,7 @@
 
 A program owns some whole columns of one map and head. The first pass attends, for their pixels, along the rows of the
 map, all of whose keys it visits; its result stays on the chip and is what the second pass attends over, inside the
-columns of the program alone. A map of at most ``PIXELS`` pixels is one program's, and both passes share its logits.
+columns of the program alone. A map of at most ``PIXELS`` pixels is one program's.
 
 Strides are those of (B, heads, ROWS, COLUMNS, channels). Bit j of the number of place i in a mask says whether i may
 attend to j.

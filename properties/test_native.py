@@ -1,0 +1,445 @@
+"""The native kernel equals the specification: forward and backward, over random problems that it can run.
+
+The reference is float64; what rounding allows is measured on the dense formulas in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from biases import ALiBi, ExponentialDecay, KeyBias, KeyGate, LowRankBias, ManhattanDecay, attend, formulation
+from biases.backends import DecayTerm, RelativeTerm, native
+from biases.backends.native import arguments
+from biases.backends.native.arguments import Index, Operands, Spec
+from biases.bench import peak_bytes
+from biases.positions import AxisSum, RelativePositionBias
+from biases.testing.compare import assert_close_to, assert_same, assert_within
+from biases.testing.strategies import make_tensor, seeds
+
+AVAILABLE, REASON = native.available()
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason=f"no native kernel here: {REASON}")
+
+F32, F64 = torch.float32, torch.float64
+WEIGHTS = ("softmax", "sigmoid", "sigmoid-normalised")
+BIASES = ("none", "key", "alibi", "slopes", "table", "low-rank", "all", "swin", "axes")
+DECAYS = ("none", "logits", "weights", "weights-renormalised", "manhattan", "manhattan-weights")
+GATES = ("none", "renormalised", "plain")
+MASKS = ("none", "padding", "pairs", "rows", "batch-and-heads")
+ON_MAPS = ("swin", "axes", "manhattan", "manhattan-weights")
+
+
+class Table(RelativeTerm):
+    """A learned bias of the distance, (H or 1, 2 R + 1)."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table, self.heads = table, table.shape[0]
+
+    def by_distance(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.table.to(dtype)[:, distance + self.table.shape[1] // 2]
+
+
+class Reach(Table, DecayTerm):
+    """The same as a decay of the weights, in logarithms."""
+
+    placement = "weights"
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__(table[None])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes and kinds of a problem; its numbers follow from ``seed``."""
+
+    weights: str = "softmax"
+    bias: str = "none"
+    decay: str = "none"
+    gate: str = "none"
+    mask: str = "none"
+    causal: bool = False
+    window: int | None = None
+    batch: int = 1
+    heads: int = 2
+    L: int = 7
+    S: int = 7
+    D: int = 4
+    Dv: int = 4
+    lower_right: bool = False
+    transposed: bool = False
+    size: float = 1.0
+    seed: int = 0
+
+    @property
+    def map(self) -> tuple[int, int]:
+        width = next(w for w in (8, 7, 5, 3, 2, 1) if self.L % w == 0)
+        return self.L // width, width
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Everything that takes a gradient, float32."""
+        B, H, L, S = self.batch, self.heads, self.L, self.S
+        side = max(self.map)
+        shapes: dict[str, tuple[int, ...]] = {"q": (B, H, L, self.D), "k": (B, H, S, self.D), "v": (B, H, S, self.Dv)}
+        of_kind: dict[str, dict[str, tuple[int, ...]]] = {
+            "key": {"key": (B, 1, S)},
+            "slopes": {"slopes": (1, H)},
+            "table": {"table": (1, 2 * (L + S) + 1)},
+            "low-rank": {"left": (H, L, 3), "right": (H, S, 3)},
+            "all": {"key": (1, H, S), "slopes": (1, H), "table": (H, 2 * (L + S) + 1)},
+            "swin": {"swin": ((2 * side - 1) ** 2, H)},
+            "axes": {"slopes": (1, H)},
+        }
+        shapes |= of_kind.get(self.bias, {})
+        shapes |= {"gate": (B, 1, S)} if self.gate != "none" else {}
+        shapes |= {"rates": (1, H)} if self.decay != "none" else {}
+        made = {name: make_tensor(shape, seed=self.seed + n) for n, (name, shape) in enumerate(shapes.items())}
+        made["q"] = made["q"] * self.size
+        if self.transposed:
+            for name in "qkv":
+                made[name] = made[name].transpose(1, 2).contiguous().transpose(1, 2)
+        return made
+
+    def call(self, backend: str, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        """Output and gradients, of a fixed direction."""
+        leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in self.leaves().items()}
+        out = attend(leaves["q"], leaves["k"], leaves["v"], backend=backend, **self.options(leaves))
+        direction = make_tensor(tuple(out.shape), seed=99, dtype=F64).to(dtype)
+        grads = torch.autograd.grad(out, list(leaves.values()), direction, allow_unused=True)
+        return out.detach(), {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
+
+    def options(self, leaves: dict[str, Tensor]) -> dict[str, Any]:
+        H, (height, width) = self.heads, self.map
+        slopes = lambda: leaves["slopes"][0] / 4  # noqa: E731
+        biases = {
+            "none": lambda: (),
+            "key": lambda: (KeyBias(leaves["key"]),),
+            "alibi": lambda: (ALiBi(torch.linspace(0.0, 4.0, H), symmetric=True),),
+            "slopes": lambda: (ALiBi(slopes(), allow_negative=True),),
+            "table": lambda: (Table(leaves["table"]),),
+            "low-rank": lambda: (LowRankBias(leaves["left"], leaves["right"]),),
+            "all": lambda: (
+                KeyBias(leaves["key"]),
+                ALiBi(slopes(), symmetric=True, allow_negative=True),
+                Table(leaves["table"]),
+            ),
+            "swin": lambda: (RelativePositionBias(leaves["swin"], height, width),),
+            "axes": lambda: (AxisSum(ALiBi(slopes(), allow_negative=True), height, width),),
+        }[self.bias]()
+        gate = None
+        if self.gate != "none":
+            gate = KeyGate(torch.nn.functional.logsigmoid(3 * leaves["gate"]), renormalise=self.gate == "renormalised")
+        decay: Any = None
+        if self.decay != "none":
+            rates = -leaves["rates"][0].abs() / 2
+            if self.decay.startswith("manhattan"):
+                placement = "weights" if self.decay.endswith("weights") else "logits"
+                decay = ManhattanDecay(height, width, rates, placement=placement)
+            else:
+                decay = ExponentialDecay(rates, symmetric=not self.causal, placement=self.decay)
+        return {
+            "weights": self.weights,
+            "bias": biases,
+            "key_gate": gate,
+            "decay": decay,
+            "mask": self.drawn_mask(),
+            "causal": self.causal,
+            "window": self.window,
+            "alignment": None if self.L == self.S else "lower-right" if self.lower_right else "upper-left",
+        }
+
+    def drawn_mask(self) -> Tensor | None:
+        B, H, L, S = self.batch, self.heads, self.L, self.S
+        shapes = {"padding": (B, 1, 1, S), "pairs": (L, S), "rows": (B, 1, L, S), "batch-and-heads": (B, H, L, S)}
+        if self.mask == "none":
+            return None
+        mask = torch.rand(shapes[self.mask], generator=torch.Generator().manual_seed(self.seed)) < 0.7
+        if self.mask == "rows":
+            mask[:, :, L // 2] = False
+        if self.mask == "padding":
+            mask[0] = False
+        return mask
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    bias, decay = draw(st.sampled_from(BIASES)), draw(st.sampled_from(DECAYS))
+    L = draw(st.integers(1, 80))
+    square = bias in ON_MAPS or decay in ON_MAPS or draw(st.booleans())
+    S = L if square else draw(st.integers(1, 80))
+    causal = draw(st.booleans())
+    return Case(
+        weights=draw(st.sampled_from(WEIGHTS)),
+        bias=bias,
+        decay=decay,
+        gate=draw(st.sampled_from(GATES)),
+        mask=draw(st.sampled_from(MASKS)),
+        causal=causal,
+        window=draw(st.sampled_from([None, 1, 5, 50])) if causal else None,
+        batch=draw(st.sampled_from([1, 2, 5])),
+        heads=draw(st.integers(1, 3)),
+        L=L,
+        S=S,
+        D=draw(st.sampled_from([1, 4, 16, 20, 33, 64, 70])),
+        Dv=draw(st.sampled_from([1, 3, 16, 31, 32, 70])),
+        lower_right=bias != "low-rank" and draw(st.booleans()),
+        transposed=draw(st.booleans()),
+        size=draw(st.sampled_from([1.0, 1.0, 30.0])),
+        seed=draw(seeds()),
+    )
+
+
+def largest(*tensors: Tensor) -> float:
+    return max(float(x.detach().abs().max()) for x in tensors if x.numel())
+
+
+@settings(max_examples=150)
+@example(Case(weights="sigmoid", bias="alibi", decay="weights", L=80, S=80, D=20, Dv=31))
+@example(Case(weights="sigmoid-normalised", decay="manhattan-weights", gate="renormalised", batch=5, L=49, S=49))
+@example(Case(bias="swin", mask="rows", batch=5, L=49, S=49, D=33))
+@example(Case(bias="all", decay="weights", mask="padding", causal=True, window=5, L=70, S=75, lower_right=True))
+@given(cases())
+def test_every_problem_equals_the_specification(case: Case) -> None:
+    """Output and gradients by everything that can carry one, for all terms, masks, windows, offsets and widths."""
+    exact, exact_grads = case.call("reference", F64)
+    low, low_grads = case.call("dense", F32)
+    out, grads = case.call("native", F32)
+    assert bool(torch.isfinite(out).all())
+    leaves = case.leaves()
+    # Rounding of the logits is that of their largest parts.
+    sharpness = 1.0 + case.size * case.D**0.5
+    assert_within(out, exact, low, magnitude=sharpness * largest(exact, leaves["v"]))
+    assert set(grads) == set(exact_grads)
+    direction = make_tensor(tuple(out.shape), seed=99, dtype=F64)
+    products = float(direction.abs().sum(-1).max()) * largest(leaves["v"])
+    scale = sharpness * max(products, largest(*exact_grads.values()))
+    for name, grad in grads.items():
+        assert_within(grad, exact_grads[name], low_grads[name], what=f"gradient of {name}", magnitude=scale)
+
+
+@given(seeds(), st.sampled_from(WEIGHTS), st.integers(1, 40), st.booleans())
+def test_rows_whose_sigmoids_all_underflow_are_still_averages(
+    seed: int, weights: str, length: int, gated: bool
+) -> None:
+    """Logits of -300: no sigmoid is left in float32, and with row sums none is needed."""
+    q = torch.full((1, 2, length, 4), 10.0)
+    k, v = torch.full((1, 2, length, 4), -15.0), make_tensor((1, 2, length, 5), seed=seed)
+    gate = KeyGate(torch.full((1, 1, length), -200.0)) if gated else None
+    out = attend(q, k, v, weights=weights, key_gate=gate, backend="native")
+    expected = attend(q, k, v, weights=weights, key_gate=gate, backend="reference")
+    assert_close_to(out, expected, scale=largest(v), ulps=4 * length)
+    if weights != "sigmoid" or gated:
+        assert_close_to(out, v.mean(2, keepdim=True).expand_as(v), scale=largest(v), ulps=4 * length)
+
+
+@given(seeds(), st.sampled_from(WEIGHTS), st.sampled_from([30, 150, 300]), st.floats(1.0, 40.0))
+def test_what_is_left_out_does_not_reach_the_rounding(seed: int, weights: str, length: int, steepness: float) -> None:
+    """Blocks of keys that a bias or decay puts far below the query's own key are not visited."""
+    decay = None
+    bias = ALiBi(torch.tensor([steepness, steepness / 40]), symmetric=True)
+    if weights == "sigmoid":
+        decay = ExponentialDecay(torch.tensor([-steepness, -0.1]), symmetric=True, placement="weights")
+    q, k, v = (make_tensor((1, 2, length, 8), seed=seed + n) for n in range(3))
+    results = []
+    for backend, dtype in (("native", F32), ("dense", F32), ("reference", F64)):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attend(*leaves, weights=weights, bias=bias, decay=decay, backend=backend)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
+    for got, low, exact in zip(*results, strict=True):
+        assert_within(got, exact, low, magnitude=8 * largest(*results[2]))
+
+
+@given(seeds(), st.sampled_from(WEIGHTS), st.floats(4.0, 16.0))
+def test_what_counts_is_not_left_out(seed: int, weights: str, level: float) -> None:
+    """Without content the bounds are exact: keys that weigh exp(-level) count, though others weigh exp(-60)."""
+    distance = torch.arange(-299, 300).abs()
+    table = torch.where(distance < 100, 0.0, torch.where(distance < 200, -level, -60.0))
+    q, v = torch.zeros(1, 1, 300, 4), make_tensor((1, 1, 300, 3), seed=seed) + 100.0
+    results = []
+    for backend, dtype in (("native", F32), ("dense", F32), ("reference", F64)):
+        x = q.to(dtype)
+        options: dict[str, Any] = {"bias": Table(table[None])} if weights != "sigmoid" else {"decay": Reach(table)}
+        results.append(attend(x, x, v.to(dtype), weights=weights, backend=backend, **options))
+    got, low, exact = results
+    assert_within(got, exact, low)
+
+
+def spec_of(case: str, L: int, S: int) -> tuple[Spec, list[Tensor]]:
+    """A problem of each mode with one table of distances and one of factors."""
+    row, column = (torch.arange(n, dtype=torch.int32) for n in (L, S))
+    index = Index(row + (S - 1), column)
+    tables = [make_tensor((1, 2, L + S - 1), seed=5), make_tensor((1, 2, L + S - 1), seed=6).abs()]
+    stages = (arguments.LOGITS, arguments.FACTOR)
+    return Spec(case, 0.3, 0, False, None, stages, (index, index)), tables
+
+
+@given(
+    st.sampled_from(WEIGHTS), st.integers(1, 70), st.integers(1, 100), st.integers(1, 40), st.integers(1, 40), seeds()
+)
+def test_nothing_is_written_or_read_beside_the_operands(mode: str, L: int, S: int, D: int, Dv: int, seed: int) -> None:
+    """Operands cut out of larger tensors that hold NaN: those stay, and nothing of them comes in."""
+
+    def cut(*shape: int, step: int) -> tuple[Tensor, Tensor]:
+        whole = torch.full((shape[0], shape[1], shape[2] + 4, shape[3] + 3), float("nan"))
+        part = whole[:, :, 2:-2, 1:-2]
+        part.copy_(make_tensor(shape, seed=seed + step))
+        return whole, part
+
+    spec, tables = spec_of(mode, L, S)
+    whole, parts = zip(*(cut(1, 2, n, d, step=s) for s, (n, d) in enumerate(((L, D), (S, D), (S, Dv)))), strict=True)
+    copies = [x.clone() for x in whole]
+    out, top, inverse = arguments.forward(spec, Operands(*parts, tables=tables))
+    _, grad = cut(1, 2, L, Dv, step=3)
+    grads = arguments.backward(
+        spec, Operands(*parts, tables=tables), grad, out, top, inverse, (False, False, True, True)
+    )
+    expected, top, inverse = arguments.forward(spec, Operands(*(x.contiguous() for x in parts), tables=tables))
+    assert_same(out.contiguous(), expected)
+    assert [tuple(x.shape) for x in grads] == [tuple(x.shape) for x in (*parts, *tables)]
+    assert all(bool(torch.isfinite(x).all()) for x in (out, *grads))
+    for before, after in zip(copies, whole, strict=True):
+        assert torch.equal(before.isnan(), after.isnan())
+        assert torch.equal(before.nan_to_num(), after.nan_to_num())
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("batch", "heads", "length"), [(1, 1, 1000), (1, 3, 600), (6, 2, 49)])
+def test_threads_do_not_change_the_result(weights: str, batch: int, heads: int, length: int) -> None:
+    """With one thread and with two, by heads or, where those are too few, by parts of the queries or keys."""
+    case = Case(weights, "slopes", "weights", batch=batch, heads=heads, L=length, S=length, D=16, Dv=16, seed=3)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(case.call("native", F32))
+    finally:
+        torch.set_num_threads(threads)
+    (one, one_grads), (two, two_grads) = results
+    assert_close_to(two, one, scale=largest(one))
+    for name, grad in two_grads.items():
+        # Sums over all pairs, taken in another order.
+        assert_close_to(grad, one_grads[name], scale=largest(one_grads[name]), ulps=2 * length**0.5, what=name)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("bias", ["table", "key"])
+def test_memory_is_linear(weights: str, bias: str, direction: str) -> None:
+    """Scratch of the kernel included: twice the tokens, twice the bytes, and fewer of them than pairs of one head."""
+
+    def peak(length: int) -> int:
+        case = Case(weights, bias, "weights", L=length, S=length, D=16, Dv=16)
+        leaves = {name: x.requires_grad_(direction == "backward") for name, x in case.leaves().items()}
+
+        def run() -> None:
+            out = attend(leaves["q"], leaves["k"], leaves["v"], backend="native", **case.options(leaves))
+            if direction == "backward":
+                out.sum().backward()
+
+        return peak_bytes(run, torch.device("cpu"))
+
+    short, long = peak(1024), peak(2048)
+    assert long <= 2.1 * short
+    assert long < 2048 * 2048
+
+
+def test_one_seed_after_another_or_all_at_once() -> None:
+    """``torch.func.vmap`` of gradients over seeds, tables and key biases with and without the axis."""
+    q, k, v = (make_tensor((3, 2, 2, 12, 8), seed=n) for n in range(3))
+    slopes, key = make_tensor((3, 2), seed=4).abs(), make_tensor((3, 2, 2, 12), seed=5)
+    mask = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0)) < 0.7
+
+    def loss(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, key: Tensor) -> Tensor:
+        table = -slopes[:, None] * torch.arange(-12.0, 13.0).abs()
+        out = attend(q, k, v, bias=(Table(table), KeyBias(key)), mask=mask, causal=True, backend="native")
+        return out.square().sum()
+
+    gradients = torch.func.grad(loss, argnums=(0, 1, 2, 3, 4))
+    for dims in ((0, 0, 0, 0, 0), (0, 0, 0, None, None), (None, None, None, 0, None), (None, 0, None, None, 0)):
+        arguments_ = [x if dim == 0 else x[0] for x, dim in zip((q, k, v, slopes, key), dims, strict=True)]
+        together = torch.func.vmap(gradients, in_dims=dims)(*arguments_)
+        for seed in range(3):
+            alone = gradients(*(x[seed] if dim == 0 else x for x, dim in zip(arguments_, dims, strict=True)))
+            for one, all_ in zip(alone, together, strict=True):
+                assert_close_to(all_[seed], one, scale=largest(one))
+
+
+def test_second_derivatives_are_refused() -> None:
+    q = make_tensor((1, 1, 5, 4), seed=0).requires_grad_()
+    (grad,) = torch.autograd.grad(attend(q, q, q, backend="native").sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='dense'"):
+        grad.sum().backward()
+
+
+def test_compiled_code_has_no_graph_break() -> None:
+    """``fullgraph=True`` raises at any; output and gradients are those of the uncompiled call."""
+    case = Case("sigmoid", "key", "weights", mask="rows", causal=True, L=20, S=20, D=8, Dv=6)
+    options = case.options(leaves := case.leaves())
+    leaves = {name: leaves[name].requires_grad_() for name in "qkv"}
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, **options)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(
+        *(torch.autograd.grad(f(*leaves.values()).square().sum(), list(leaves.values())) for f in (compiled, run)),
+        strict=True,
+    ):
+        assert_same(got, expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_goes_by_way_of_float32(dtype: torch.dtype) -> None:
+    """Sigmoid weights, for which no stock kernel is fused."""
+    q, k, v = (make_tensor((1, 2, 30, 16), seed=n, dtype=dtype) for n in range(3))
+    assert formulation(q, k, v, weights="sigmoid").name == "native"
+    assert formulation(q, k, v, causal=True).name != "native"
+    out = attend(q, k, v, weights="sigmoid")
+    exact, low = (attend(q, k, v, weights="sigmoid", backend=backend) for backend in ("reference", "dense"))
+    assert out.dtype == dtype
+    assert_within(out, exact.double(), low)
+
+
+REFUSED = {
+    "float64": ({"dtype": F64}, "float32"),
+    "linear weights": ({"weights": "linear"}, "linear"),
+    "dropout": ({"dropout": 0.5}, "dropout"),
+    "a gate with eps": ({"key_gate": KeyGate(torch.zeros(1, 1, 6), eps=1e-3)}, "eps"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_it_cannot_run_is_refused_by_name_and_run_by_auto(name: str) -> None:
+    options, message = REFUSED[name]
+    q = make_tensor((1, 2, 6, 4), seed=0, dtype=options.get("dtype", F32))
+    rest = {key: value for key, value in options.items() if key != "dtype"}
+    with pytest.raises(ValueError, match=f"attend backend 'native': expected .*, got .*{message}"):
+        attend(q, q, q, backend="native", **rest)
+    assert attend(q, q, q, **rest).shape == q.shape
+
+
+def test_expanding_the_tables_changes_nothing() -> None:
+    """Many small windows share the sums of their tables; one of them has them looked up."""
+    case = Case("sigmoid", "swin", "manhattan-weights", batch=8, L=49, S=49, D=16, Dv=16)
+    many, many_grads = case.call("native", F32)
+    leaves = case.leaves()
+    total: dict[str, Tensor] = {}
+    direction = make_tensor(tuple(many.shape), seed=99, dtype=F64).to(F32)
+    for b in range(case.batch):
+        own = {name: (x[b : b + 1] if name in "qkv" else x).requires_grad_() for name, x in leaves.items()}
+        own = {name: x.detach().requires_grad_() for name, x in own.items()}
+        out = attend(own["q"], own["k"], own["v"], backend="native", **replace(case, batch=1).options(own))
+        assert_close_to(out, many[b : b + 1], scale=largest(many))
+        grads = torch.autograd.grad(out, list(own.values()), direction[b : b + 1])
+        for name, grad in zip(own, grads, strict=True):
+            if name not in "qkv":
+                total[name] = total.get(name, 0.0) + grad
+    assert set(total) == {"swin", "rates"}
+    for name, grad in total.items():
+        assert_close_to(grad, many_grads[name], scale=largest(grad), ulps=64, what=name)
