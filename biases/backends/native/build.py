@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("kernel.cpp", "bounds.hpp", "problem.hpp", "product.hpp", "terms.hpp", "vector.hpp")
+HEADERS = ("backward", "bounds", "forward", "problem", "product", "terms", "tiles", "vector")
+SOURCES = ("kernel.cpp", *(f"{name}.hpp" for name in HEADERS))
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
 #: seconds that a run of the compiler may take, and that one process waits for another that compiles the same

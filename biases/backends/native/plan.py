@@ -83,14 +83,7 @@ def _structured(term: PairTerm, problem: Problem, placement: str) -> bool:
 
 
 def run(problem: Problem) -> Tensor:
-    """The output of ``problem``, (B, H, L, Dv), in the dtype of the queries.
-
-    Raises:
-        ValueError: a problem that the kernel cannot run.
-    """
-    reason = why_not(problem)
-    if reason is not None:
-        fail("attend backend 'native'", "a problem that it can run", reason)
+    """The output of ``problem``, for which :func:`why_not` is ``None``: (B, H, L, Dv), in the dtype of the queries."""
     q, k, v = (x.float() for x in (problem.q, problem.k, problem.v))
     return _Lowering(problem, q, k, v).run().to(problem.q.dtype)
 
