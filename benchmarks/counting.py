@@ -20,17 +20,19 @@ class Counted:
     Attributes:
         measured: how many have a result.
         skipped: those that asv calls n/a: no device, or nothing to measure.
-        failed: those that raised, crashed, ran out of time or were never run.
+        failed: those that raised, crashed or ran out of time.
+        missing: those that were never run.
     """
 
     measured: int
     skipped: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0: all well; 1: something failed; 3: nothing was measured."""
-        if self.failed:
+        """0: all well; 1: something failed or was never run; 3: nothing was measured."""
+        if self.failed or self.missing:
             return 1
         return 0 if self.measured else 3
 
@@ -69,7 +71,7 @@ def count(
         name: dict(zip(results["result_columns"], row, strict=False))
         for name, row in results.get("results", {}).items()
     }
-    measured, skipped, failed = 0, list[str](), list[str]()
+    measured, skipped, failed, missing = 0, list[str](), list[str](), list[str]()
     for name, benchmark in benchmarks.items():
         if not isinstance(benchmark, dict):
             continue
@@ -84,10 +86,12 @@ def count(
             label = f"{name}({', '.join(parameters)})" if parameters else name
             if chosen and not any(pattern.search(label) for pattern in chosen):
                 continue
-            if value is None:
+            if not current:
+                missing.append(label)
+            elif value is None:
                 failed.append(label)
             elif math.isnan(value):
                 skipped.append(label)
             else:
                 measured += 1
-    return Counted(measured, tuple(skipped), tuple(failed))
+    return Counted(measured, tuple(skipped), tuple(failed), tuple(missing))

@@ -11,7 +11,8 @@ The pieces, in this order: ``environment`` (packages, ceilings of the device), `
 attention without a bias), ``ablation`` (paired trainings, until the time is up). Each writes ``gpu_<piece>.json`` after
 every cell, whole or not at all; the same command goes on where an earlier one was stopped, and takes over the cells
 that the same source measured on the same device, from DIR or from benchmarks/results. ``gpu_choice.json`` then has the
-fastest correct backend of every family. No cell is begun after the budget; the one in flight is finished.
+backend of every family (:func:`fastest`). No cell is begun after the budget; the one in flight is finished, tests
+excepted.
 
 Exit code 0: nothing failed; 1: a result was wrong or a cell failed; 2: bad usage; 3: there is no CUDA device, or
 nothing was measured; 130: interrupted.
@@ -30,7 +31,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_pieces import PIECES, ROOT, Outcome, Plan
+from benchmarks.gpu_pieces import MEMORY_BAR, PIECES
+from benchmarks.gpu_plan import ROOT, Outcome, Plan
 from biases._files import remove_temporaries, write_atomically
 from biases.ablation._provenance import device_name, git_revision, versions
 from biases.bench import facts
@@ -41,11 +43,15 @@ SETTLED = ("ok", "diverged", "wrong", "refused", "skipped", "slow")
 GOOD = ("ok", "diverged", "refused", "skipped", "slow")
 
 
-def fingerprint() -> str:
-    """First 12 hex digits of the SHA-256 of all source that is measured or measures."""
+def fingerprint(piece: str | None = None) -> str:
+    """First 12 hex digits of the SHA-256 of all source that is measured or measures, for ``"tests"`` also of them."""
     digest = hashlib.sha256()
     files = [path for kind in ("*.py", "*.cpp", "*.hpp") for path in (ROOT / "biases").rglob(kind)]
-    for path in sorted([*files, *(ROOT / "benchmarks").glob("gpu*.py")]):
+    files += (ROOT / "benchmarks").glob("gpu*.py")
+    if piece == "tests":
+        files += [path for folder in ("properties", "tests") for path in (ROOT / folder).glob("*.py")]
+        files += [path for path in (ROOT / "conftest.py", ROOT / "pyproject.toml") if path.exists()]
+    for path in sorted(files):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -88,9 +94,10 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def run_piece(piece: str, options: argparse.Namespace, head: dict[str, Any], deadline: float) -> tuple[Store, int]:
     """Run what is left of a piece; also how many of its cells the time did not reach."""
-    store = Store(options.out / f"{prefix(options)}_{piece}.json", {**head, "piece": piece})
+    made_by = {**head["made_by"], "source": fingerprint(piece)}
+    store = Store(options.out / f"{prefix(options)}_{piece}.json", {**head, "made_by": made_by, "piece": piece})
     left = 0
-    plan = Plan(options.device, options.tiny, max(0.0, deadline - time.monotonic()))
+    plan = Plan(options.device, options.tiny, deadline)
     for name, cell in PIECES[piece](plan):
         if store.has(name):
             continue
@@ -132,20 +139,41 @@ def wrong(store: Store) -> list[str]:
 
 
 def fastest(latency: dict[str, Outcome]) -> dict[str, Outcome]:
-    """Family, dtype and direction -> the fastest correct backend at the greatest length measured."""
-    rows: dict[str, Outcome] = {}
+    """Family, dtype and direction -> the backend to use for the whole family.
+
+    Of each of its subjects the greatest length counts. A backend must be right in all of these cells and hold to the
+    project's bar of memory, or, where none does, to that bar beside the least of them; among those the one whose worst
+    ratio to the floor is the smallest. The algebra over stock attention, which runs anything, where none is left.
+    """
+    longest: dict[str, dict[str, str]] = {}
     for name, cell in latency.items():
-        family, backends = cell.get("family"), cell.get("backends", {})
-        ratios = {each: found["ratio"]["value"] for each, found in backends.items() if "ratio" in found}
-        if family is None or not ratios:
+        if cell.get("family") is None or "setting" not in cell:
             continue
         setting = cell["setting"]
-        key = f"{family}/{setting['dtype']}/{setting['direction']}"
-        if key in rows and rows[key]["length"] >= setting["length"]:
-            continue
-        best = min(ratios, key=ratios.__getitem__)
-        rows[key] = {"status": "ok", "backend": best, "length": setting["length"], "ratios": ratios, "cell": name}
+        of_family = longest.setdefault(f"{cell['family']}/{setting['dtype']}/{setting['direction']}", {})
+        before = of_family.get(cell["subject"])
+        if before is None or latency[before]["setting"]["length"] < setting["length"]:
+            of_family[cell["subject"]] = name
+    rows = {}
+    for key, names in longest.items():
+        cells = [latency[name] for name in names.values()]
+        allowed = [_allowed(cell["backends"]) for cell in cells]
+        common = set.intersection(*map(set, allowed))
+        ratios = {each: max(ratio[each] for ratio in allowed) for each in sorted(common)}
+        rows[key] = {
+            "status": "ok",
+            "backend": min(ratios, key=ratios.__getitem__) if ratios else "fused",
+            "ratios": ratios,
+            "cells": sorted(names.values()),
+        }
     return rows
+
+
+def _allowed(backends: dict[str, Outcome]) -> dict[str, float]:
+    """The ratio to the floor of each backend that is right and within the bounds of memory of :func:`fastest`."""
+    right = {name: found for name, found in backends.items() if found["status"] == "ok" and "ratio" in found}
+    bound = MEMORY_BAR * max(1.0, min((found["memory_ratio"] for found in right.values()), default=1.0))
+    return {name: found["ratio"]["value"] for name, found in right.items() if found["memory_ratio"] <= bound}
 
 
 def print_table(options: argparse.Namespace) -> int:
@@ -158,7 +186,7 @@ def print_table(options: argparse.Namespace) -> int:
     print("MEASURED: dict[tuple[str, str, str], str] = {")
     for key, row in sorted(found["cells"].items()):
         family, dtype, direction = key.split("/")
-        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in sorted(row["ratios"].items()))
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in sorted(row["ratios"].items())) or "none for all"
         print(f'    ("{family}", "{dtype}", "{direction}"): "{row["backend"]}",  # {ratios}')
     print("}")
     return OK
@@ -227,6 +255,7 @@ def run(options: argparse.Namespace) -> int:
         failed += [f"{piece}: {name}: {line(store.cells[name])}" for name in wrong(store)]
         if piece == "latency":
             choices = Store(options.out / f"{prefix(options)}_choice.json", {**head, "piece": "choice"})
+            choices.cells = {}
             for name, row in fastest(store.cells).items():
                 choices.put(name, row)
     for each in failed:

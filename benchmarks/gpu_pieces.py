@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
+from benchmarks.gpu_plan import Cells, Outcome, Plan
 from benchmarks.gpu_subjects import SUBJECTS, Subject
+from benchmarks.gpu_tests import tests
 from biases.bench import ceilings, interleaved, peak_bytes
 from biases.bench.workloads import Setting, Workload
 
-ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ("fused", "flex", "triton")
 SPECIAL = ("flex", "triton")
 DIRECTIONS = ("forward", "forward+backward")
@@ -32,32 +27,6 @@ OPTIONAL = ("triton", "pytest", "hypothesis", "pytest_timeout", "rich", "scipy")
 HOPELESS = 20.0
 # Calls in a sample, so that launching kernels is not what is measured.
 SAMPLE_SECONDS, MOST_CALLS = 0.02, 20
-Outcome = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is run.
-
-    Attributes:
-        device: ``"cuda"``, or ``"cpu"`` to try the programme out.
-        tiny: small shapes and few steps: no evidence of anything.
-        seconds: left when it was made; a cell that may take long gets no more.
-    """
-
-    device: str
-    tiny: bool
-    seconds: float
-
-    def shape(self, subject: Subject, length: int) -> dict[str, int]:
-        """Sizes at which batch x heads fills the chip: 128 heads of 4096 queries, or as many queries in all."""
-        if self.tiny:
-            return {"batch": 2, "heads": 2, "length": length, "head_dim": 16}
-        return {"batch": max(1, 8 * 4096 // length), "heads": 16, "length": length, "head_dim": 64}
-
-
-Cell = Callable[[], Outcome]
-Cells = Iterator[tuple[str, Cell]]
 
 
 def guarded(run: Callable[[], Outcome], backend: str | None = None) -> Outcome:
@@ -92,43 +61,6 @@ def environment(plan: Plan) -> Cells:
         yield f"ceilings/{str(dtype).removeprefix('torch.')}", partial(guarded, partial(rates, dtype))
 
 
-def tests(plan: Plan) -> Cells:
-    """The tests that need a GPU, a cell for each file of them."""
-    for folder in ("properties", "tests"):
-        for path in sorted((ROOT / folder).glob("test_*.py")):
-            if "mark.gpu" in path.read_text():
-                yield f"{folder}/{path.name}", partial(_pytest, path, plan)
-
-
-def _pytest(path: Path, plan: Plan) -> Outcome:
-    if importlib.util.find_spec("pytest") is None:
-        return {"status": "skipped", "message": "pytest is not installed"}
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(path)]
-        # Without pytest-timeout its option in pyproject.toml is unknown, which --strict-config would not forgive.
-        command += ["-o", "addopts=", f"--junitxml={report}"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(30.0, plan.seconds / 3)
-            )
-        except subprocess.TimeoutExpired as late:
-            return {"status": "error", "message": f"not finished after {late.timeout:.0f} seconds"}
-        tail = (done.stdout + done.stderr)[-4000:]
-        if not report.exists():
-            return {"status": "error", "message": tail}
-        found = ElementTree.parse(report).getroot().iter("testsuite")
-        totals = [
-            {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")} for suite in found
-        ]
-    counts = {name: sum(each[name] for each in totals) for name in ("tests", "failures", "errors", "skipped")}
-    if counts["failures"] or counts["errors"] or done.returncode not in (0, 5):
-        return {"status": "wrong", **counts, "message": tail}
-    nothing = counts["tests"] == counts["skipped"]
-    return {"status": "skipped" if nothing else "ok", **counts, "message": tail if nothing else ""}
-
-
 def correctness(plan: Plan) -> Cells:
     """Every subject by every backend against the float64 specification, outputs and gradients, at lengths that are no
     multiple of a block. FlexAttention, whose kernels take long to compile, in bfloat16 alone; its tests have
@@ -138,9 +70,10 @@ def correctness(plan: Plan) -> Cells:
             for backend in backends:
                 sizes = {"batch": 2, "heads": 2 if plan.tiny else 4, "head_dim": 16 if plan.tiny else 64}
                 length = (49 if plan.tiny else 900) if subject.image else (50 if plan.tiny else 1000)
+                length = subject.length(length)
                 setting = Setting(**sizes, length=length, dtype=dtype, device=plan.device, direction="forward+backward")
                 yield (
-                    f"{subject.name}/{dtype}/{backend}",
+                    f"{subject.label}/{dtype}/{backend}",
                     partial(guarded, partial(_checked, subject, setting, backend), backend),
                 )
 
@@ -153,13 +86,14 @@ def _checked(subject: Subject, setting: Setting, backend: str) -> Outcome:
 
 def latency(plan: Plan) -> Cells:
     """Times and peak memory beside the floor's, every backend that is right in the same rounds."""
-    for length in (64, 256) if plan.tiny else (4096, 16384):
+    lengths = (64, 256) if plan.tiny else (4096, 16384)
+    for length in lengths:
+        subjects = [subject for subject in SUBJECTS if subject.side is None or length == lengths[0]]
         for direction in DIRECTIONS:
-            for subject in SUBJECTS:
-                setting = Setting(
-                    **plan.shape(subject, length), dtype="bfloat16", device=plan.device, direction=direction
-                )
-                name = f"{subject.name}/{length}/bfloat16/{direction}"
+            for subject in subjects:
+                shape = plan.shape(subject.length(length))
+                setting = Setting(**shape, dtype="bfloat16", device=plan.device, direction=direction)
+                name = f"{subject.label}/{setting.length}/bfloat16/{direction}"
                 yield name, partial(guarded, partial(_measured, subject, setting, plan))
 
 
@@ -203,6 +137,7 @@ def _measured(subject: Subject, setting: Setting, plan: Plan) -> Outcome:
         found[name]["memory_ratio"] = peaks[name] / peaks["floor"]
     return {
         "status": "ok",
+        "subject": subject.label,
         "family": subject.family(setting),
         "setting": asdict(setting),
         "bars": {"ratio": (subject.bars or {}).get(setting.direction), "memory_ratio": MEMORY_BAR},

@@ -77,12 +77,26 @@ class Subject:
         level: ``"operator"`` or ``"layer"``.
         image: its length is the number of pixels of a square map.
         bars: direction -> largest ratio to the floor that the project asks for; empty where it asks for none.
+        side: of its map, whatever length is asked for: for kernels that take small maps only.
+        kind: the family of a layer whose attention is one call of ``attend_decomposed``.
     """
 
     name: str
     level: str = "operator"
     image: bool = False
     bars: dict[str, float] | None = None
+    side: int | None = None
+    kind: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What names it in results."""
+        parts = [self.name, *([] if self.level == "operator" else [self.level])]
+        return "/".join([*parts, *([] if self.side is None else [f"{self.side}x{self.side}"])])
+
+    def length(self, asked: int) -> int:
+        """The length it is run at where ``asked`` is that of the others."""
+        return asked if self.side is None else self.side**2
 
     def workload(self, setting: Setting, backend: str) -> Workload:
         if self.name in OWN:
@@ -96,9 +110,9 @@ class Subject:
         return record(self.name, setting)
 
     def family(self, setting: Setting) -> str | None:
-        """The one family of :data:`biases.backends.choice.FAMILIES` of all its calls; ``None`` for a layer."""
+        """The one family of :data:`biases.backends.choice.FAMILIES` of all its calls; ``None`` for most layers."""
         if self.level != "operator":
-            return None
+            return self.kind
         with torch.set_grad_enabled(setting.backward):
             calls = self.calls(setting)
             found = {choice.family(Operator.of(call, seed=None).problem) for call in calls}
@@ -125,4 +139,10 @@ SUBJECTS = (
     Subject("gated-swin-retention", image=True),
     Subject("gated-swin-swat", image=True),
     Subject("manhattan-decomposed", level="layer", image=True),
+    # Small maps and windows, which one kernel takes through both passes: in the layer, as what the kernel saves lies
+    # between two calls of attend.
+    Subject("manhattan-decomposed", level="layer", image=True, side=14, kind="decomposed"),
+    Subject("manhattan-decomposed", level="layer", image=True, side=16, kind="decomposed"),
+    Subject("gated-swin-retention", level="layer", image=True),
+    Subject("gated-swin-swat", level="layer", image=True),
 )

@@ -124,7 +124,9 @@ def ratios_table(results: dict[str, Any] | None, gpu: dict[str, Any] | None) -> 
         cells = [_ratio_cell(of_name.get((n, d)), bar) for n in LENGTHS for d in DIRECTIONS]
         cuda = [_gpu_cell(gpu, ON_GPU.get(name), direction) for direction in DIRECTIONS]
         lines.append(f"| {' | '.join([name, f'{bar:.2f}', *cells, *_memory_cells(of_name), _by(of_name), *cuda])} |")
-    return "\n".join([*lines, "", _measured_with(results)]) if rows else _measured_with(results)
+    if results is None:
+        return _measured_with(results)
+    return "\n".join([*lines, "", _measured_with(results), *_left_out(results)])
 
 
 def small_table(results: dict[str, Any] | None, table: str) -> str:
@@ -146,16 +148,31 @@ def small_table(results: dict[str, Any] | None, table: str) -> str:
 
 
 def _pieces(results: dict[str, Any] | None, table: str) -> dict[str, dict[tuple[int, str], dict[str, Any]]]:
-    """Row -> (tokens, direction) -> what was measured."""
+    """Row -> (tokens, direction) -> what was measured, or why not."""
     rows: dict[str, dict[tuple[int, str], dict[str, Any]]] = {}
-    for piece in (results or {"pieces": {}})["pieces"].values():
-        if piece["table"] == table and piece["status"] == "ok":
-            key = (piece["setting"]["length"], piece["setting"]["direction"])
-            rows.setdefault(piece["subject"], {})[key] = piece
+    for name, piece in (results or {"pieces": {}})["pieces"].items():
+        if piece["table"] == table:
+            _, length, direction = name.rsplit("/", 2)
+            rows.setdefault(piece["subject"], {})[int(length), direction] = piece
     return rows
 
 
+def _left_out(results: dict[str, Any]) -> list[str]:
+    """What is in no table: pieces that were wrong or raised, and those that are not there."""
+    found = results["pieces"]
+    bad = [f"{name}: {each['status']}, {each['message'].strip()}" for name, each in found.items() if not _ok(each)]
+    missing = [f"{name}: not measured" for name in results["asked"] if name not in found]
+    # On one line each, so that no message ends the list.
+    return ["", *(f"- {' '.join(line.split())}" for line in (*bad, *missing))] if bad or missing else []
+
+
+def _ok(piece: dict[str, Any]) -> bool:
+    return bool(piece["status"] == "ok")
+
+
 def _ratio_cell(piece: dict[str, Any] | None, bar: float | None, which: str = "ratio") -> str:
+    if piece is not None and not _ok(piece):
+        return str(piece["status"])
     ratio = None if piece is None else piece[which]
     if ratio is None:
         return "-"
@@ -166,17 +183,19 @@ def _ratio_cell(piece: dict[str, Any] | None, bar: float | None, which: str = "r
 def _memory_cells(of_name: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
     """Bytes beyond the results, forward and backward, and how they grow with four times the tokens."""
     short, long = (of_name.get((n, DIRECTIONS[1])) for n in LENGTHS)
-    if long is None or short is None or not short["extra_bytes"]:
+    if long is None or short is None or not (_ok(long) and _ok(short)) or not short["extra_bytes"]:
         return [_beyond(long), "-"]
     return [_beyond(long), f"x {long['extra_bytes'] / short['extra_bytes']:.1f}"]
 
 
 def _beyond(piece: dict[str, Any] | None) -> str:
-    return "-" if piece is None else f"{piece['extra_bytes'] / 2**20:.2f} MiB, {piece['floor_extra_bytes'] / 2**20:.2f}"
+    if piece is None or not _ok(piece):
+        return "-"
+    return f"{piece['extra_bytes'] / 2**20:.2f} MiB, {piece['floor_extra_bytes'] / 2**20:.2f}"
 
 
 def _by(of_name: dict[tuple[int, str], dict[str, Any]]) -> str:
-    return ", ".join(dict.fromkeys(name for piece in of_name.values() for name in piece["formulations"]))
+    return ", ".join(dict.fromkeys(name for piece in of_name.values() for name in piece.get("formulations", ())))
 
 
 def _gpu_cell(gpu: dict[str, Any] | None, name: str | None, direction: str) -> str:

@@ -6,7 +6,8 @@
 
 Every piece, a subject at a length in a direction, is checked against the float64 specification before it is timed, and
 is written to benchmarks/results/ratios_cpu.json when it is done. Pieces that the same source made on the same kind of
-machine are kept, so that what was stopped goes on; ``--again`` measures them anew. ``python benchmarks/pages.py`` makes
+machine with as many threads are kept, so that what was stopped goes on; others are dropped, as one table must not mix
+them. ``--again`` measures all anew. ``python benchmarks/pages.py`` makes
 the tables of docs/performance.md from the file.
 
 Exit code 0: all pieces are there; 1: one was wrong or raised; 3: nothing was measured; 130: interrupted.
@@ -42,7 +43,7 @@ DIRECTIONS = ("forward", "forward+backward")
 LENGTHS = (1024, 4096)
 # The plain formulation holds N x N weights several times over.
 LARGEST_PLAIN = 1 << 24
-SAMPLE_OF_MACHINE = ("cpu", "usable_cores", "torch", "python")
+SAMPLE_OF_MACHINE = ("cpu", "usable_cores", "threads", "torch", "python")
 Options = Callable[[Setting], dict[str, Any]]
 
 
@@ -234,15 +235,19 @@ def main(arguments: list[str] | None = None) -> int:
     kept: dict[str, Any] = {}
     if options.out.exists():
         before = json.loads(options.out.read_text())
-        kept = before["pieces"] if before["made_by"] == head else {}
-    machine = facts()
+        changed = [name for name in head if before["made_by"].get(name) != head[name]]
+        if changed:
+            print(f"starting anew: {options.out} was made with another {', '.join(changed)}", file=sys.stderr)
+        else:
+            kept = before["pieces"]
+    machine, asked = facts(), list(pieces(options.quick, ""))
     try:
         for done, (name, (subject, setting)) in enumerate(wanted.items()):
             if not options.again and kept.get(name, {}).get("status") == "ok":
                 continue
             found = measure(subject, setting, options.rounds, options.seconds)
             kept[name] = {**found, "subject": subject.name, "table": subject.table, "bar": subject.bar}
-            content = {"schema": 1, "made_by": head, "machine": machine, "pieces": kept}
+            content = {"schema": 1, "made_by": head, "machine": machine, "asked": asked, "pieces": kept}
             write_atomically(options.out, (json.dumps(content, indent=1) + "\n").encode())
             shown = found.get("message") or f"{found['ratio']['value']:.2f} (bar {subject.bar:.2f})"
             print(f"{done + 1}/{len(wanted)} {name}: {shown}", flush=True)

@@ -16,6 +16,23 @@ Call = tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]
 
 STAND_IN: ContextVar[Callable[..., Tensor] | None] = ContextVar("stand-in of attend", default=None)
 
+Map = tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]
+"""``((q, k, v), terms)`` of a call of :func:`biases.attend_decomposed`."""
+
+MAPS: ContextVar[list[Map] | None] = ContextVar("calls of attend_decomposed", default=None)
+
+
+@contextmanager
+def maps() -> Iterator[list[Map]]:
+    """The calls of ``attend_decomposed`` inside this context, in their order; they are run as ever. Compiled code is
+    not reached."""
+    calls: list[Map] = []
+    token = MAPS.set(calls)
+    try:
+        yield calls
+    finally:
+        MAPS.reset(token)
+
 
 @contextmanager
 def replaced(stand_in: Callable[..., Tensor]) -> Iterator[None]:

@@ -77,7 +77,8 @@ def attend(
         backend: ``"auto"``, the fastest of the following that can run the problem (:mod:`biases.backends.choice`);
             ``"native"`` (a C++ kernel for the CPU), ``"fused"`` (algebra over stock kernels), ``"flex"``
             (FlexAttention) or ``"triton"``; ``"dense"`` (the specification in the dtype of the inputs) or
-            ``"reference"`` (the specification in float64).
+            ``"reference"`` (the specification in float64). Second derivatives need ``"dense"``: in a module,
+            :func:`biases.set_backend`.
 
     Returns:
         (B, H, L, Dv), in the dtype of ``q``.
@@ -180,8 +181,10 @@ def _problem(
         fail("attend causal", "True or False", repr(causal))
     if not 0.0 <= dropout < 1.0:
         fail("attend dropout", "a probability in [0, 1)", dropout)
-    scale = 1.0 / math.sqrt(D) if scale is None else float(scale)
-    if not (math.isfinite(scale) and scale > 0):
+    if scale is None:
+        # Not checked: compilers may know D by its name alone.
+        scale = 1.0 / math.sqrt(D)
+    elif not (math.isfinite(scale := float(scale)) and scale > 0):
         fail("attend scale", "a positive finite number", scale)
     biases = terms(bias)
     if decay is not None:

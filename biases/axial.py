@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biases._calls import STAND_IN
+from biases._calls import MAPS, STAND_IN
 from biases._checks import boolean, fail, one_of, rank
-from biases.attention import BACKENDS, _problem, attend, pair_weights
-from biases.backends import DecayTerm, PairTerm
+from biases.attention import BACKENDS, _problem, attend, pair_weights, terms
+from biases.backends import DecayTerm, PairTerm, choice
 
 ORDERS = ("width-first", "height-first")
 Terms = PairTerm | tuple[PairTerm, ...]
@@ -58,8 +58,8 @@ def attend_decomposed(
         order: ``"width-first"`` (along the rows first, as RMT) or ``"height-first"``.
         scale: factor of q . k, default ``1 / sqrt(D)``.
         backend: see :func:`biases.attend`; ``"reference"`` forms the weights E over pairs of pixels in float64. With
-            ``"auto"`` on CUDA and with ``"triton"`` small maps go through both passes in one kernel
-            (:mod:`biases.backends.triton.decomposed`).
+            ``"triton"`` maps go through both passes in one kernel (:mod:`biases.backends.triton.decomposed`) where it
+            can run them, with ``"auto"`` where :func:`biases.backends.choice.one_kernel` says so.
 
     Returns:
         (B, heads, H, W, Dv), in the dtype of ``q``. Beyond in- and output it holds O(H W (H + W)) numbers a head at
@@ -69,6 +69,9 @@ def attend_decomposed(
         ValueError: shapes or options that do not fit, stating expected and got.
     """
     one_of("backend", backend, BACKENDS)
+    if not torch.compiler.is_compiling() and (seen := MAPS.get()) is not None:
+        given = {"biases": terms(bias), "weights": weights, "decay": decay, "masks": masks}
+        seen.append(((q, k, v), {**given, "rotated": rotation is not None}))
     if backend == "triton" or (backend == "auto" and isinstance(q, Tensor) and q.is_cuda):
         whole = _in_one_kernel(q, k, v, bias, weights, decay, masks, rotation, order, scale, backend)
         if whole is not None:
@@ -102,7 +105,9 @@ def _in_one_kernel(
 ) -> Tensor | None:
     """Both passes in one kernel; ``None`` where it cannot run them, or where calls of ``attend`` are being counted."""
     _check(q, k, v, masks, rotation, order)
-    if q.numel() == 0 or v.numel() == 0 or (not torch.compiler.is_compiling() and STAND_IN.get() is not None):
+    if not torch.compiler.is_compiling() and STAND_IN.get() is not None:
+        return None
+    if q.numel() == 0 or v.numel() == 0 or (backend == "auto" and not choice.one_kernel(q, k, v)):
         return None
     row, _ = (
         _problem(a, b, c, bias, None, weights, decay, None, False, None, None, 0.0, scale)
@@ -110,12 +115,12 @@ def _in_one_kernel(
     )
     from biases.backends.triton import decomposed
 
-    terms: dict[str, Any] = {"biases": row.biases, "weights": weights, "decay": decay}
+    given: dict[str, Any] = {"biases": row.biases, "weights": weights, "decay": decay}
     kernel = (q.dtype, *q.shape[2:], v.shape[-1], weights)
-    if kernel in _broken or decomposed.why_not(q, v, rotated=rotation is not None, **terms) is not None:
+    if kernel in _broken or decomposed.why_not(q, k, v, masks=masks, rotated=rotation is not None, **given) is not None:
         return None
     try:
-        return decomposed.run(q, k, v, masks=masks, order=order, scale=row.scale, **terms)
+        return decomposed.run(q, k, v, masks=masks, order=order, scale=row.scale, **given)
     except Exception as error:
         if backend != "auto" or type(error).__module__.partition(".")[0] != "triton":
             raise

@@ -245,6 +245,7 @@ def measure_workloads(options: argparse.Namespace) -> int:
 def compare_commits(options: argparse.Namespace) -> int:
     """``biases compare BASE [HEAD]``"""
     from biases.bench.compare import Options, compare
+    from biases.bench.compare.options import writable_file
     from biases.bench.compare.render import markdown, show
 
     names = ("suite", "bench", "threshold", "rounds", "seconds", "tolerance", "seed", "python", "prepare", "out")
@@ -253,13 +254,18 @@ def compare_commits(options: argparse.Namespace) -> int:
     def progress(name: str, done: int, total: int) -> None:
         print(f"{done + 1}/{total} {name}", file=sys.stderr, flush=True)
 
-    comparison = compare(options.base, options.head, options=chosen, progress=progress)
     if options.markdown:
-        Path(options.markdown).write_text(markdown(comparison), encoding="utf-8")
-    if options.json:
-        print(json.dumps(comparison.as_dict(), indent=1))
-    else:
-        show(comparison)
+        writable_file("--markdown", options.markdown)
+    comparison = compare(options.base, options.head, options=chosen, progress=progress)
+    try:
+        if options.json:
+            print(json.dumps(comparison.as_dict(), indent=1))
+        else:
+            show(comparison)
+    finally:
+        # Neither what is shown nor what is written is lost with the other.
+        if options.markdown:
+            Path(options.markdown).write_text(markdown(comparison), encoding="utf-8")
     return INTERRUPTED if comparison.interrupted else comparison.exit_code
 
 

@@ -109,6 +109,9 @@ def how_to_build(name: str) -> str:
     return f"from biases.zoo import factory\nmake_layer = factory({name!r})"
 
 
+BOTH_PASSES = "triton (both passes)"
+
+
 def fast_paths(name: str, *, length: int = 1024) -> dict[str, str] | None:
     """What attention uses by default in the layer ``name``, as calls of ``attend`` with these tensors would.
 
@@ -118,7 +121,8 @@ def fast_paths(name: str, *, length: int = 1024) -> dict[str, str] | None:
     Returns:
         Device -> the formulations of its calls, float32: ``"cpu"``; ``"cpu, fused"`` for where there is no C++
         compiler; and ``"cuda"``, which without such a device is what the table of choices names, in the order in
-        which it is tried. ``None`` for what is no layer.
+        which it is tried. There ``"triton (both passes)"`` is the kernel of ``attend_decomposed`` for small maps.
+        ``None`` for what is no layer.
 
     Raises:
         ValueError: unknown name, or options with which it cannot be built.
@@ -141,10 +145,29 @@ def fast_paths(name: str, *, length: int = 1024) -> dict[str, str] | None:
     orders = [choice.ORDER.get(("cuda", choice.family(problem))) for problem in problems]
     cuda = (" or ".join([*(order.order if order else ()), last]) for order, last in zip(orders, fused, strict=True))
     found = {"cpu": joined(choice.choose(problem).name for problem in problems), "cpu, fused": joined(fused)}
-    if torch.cuda.is_available():
+    available = torch.cuda.is_available()
+    if available:
         built, x = built.cuda(), x.cuda()
         cuda = (choice.choose(problem).name for problem in _calls.problems(lambda: built(x)))
-    return {**found, "cuda": joined(cuda)}
+    both = _both_passes(lambda: built(x))
+    names = [BOTH_PASSES] if both and available else [f"{BOTH_PASSES} or {joined(cuda)}"] if both else cuda
+    return {**found, "cuda": joined(names)}
+
+
+def _both_passes(run: Callable[[], object]) -> bool:
+    """Whether on CUDA one kernel computes all calls of ``attend_decomposed`` in ``run()``, of which there are some."""
+    from biases.backends import choice
+    from biases.backends.triton import decomposed, why_no_kernels
+
+    with _calls.maps() as maps:
+        _calls.problems(run)
+    for (q, k, v), given in maps:
+        reason = decomposed.why_not(q, k, v, **given)
+        # Without such a device the question is what the kernel would say on one.
+        lacking = None if q.is_cuda else why_no_kernels(q)
+        if reason not in (None, lacking) or not choice.one_kernel(q, k, v, device="cuda"):
+            return False
+    return bool(maps)
 
 
 def source_file(name: str) -> str:

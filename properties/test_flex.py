@@ -18,9 +18,10 @@ from torch import Tensor
 
 from biases import ALiBi, ExponentialDecay, KeyBias, KeyGate, LowRankBias, ManhattanDecay, attend, zoo
 from biases.attention import _problem
-from biases.backends import Geometry, PairTerm, Problem, RelativeTerm, block_masks, flex, reference
+from biases.backends import Geometry, PairTerm, Problem, RelativeTerm, block_masks, choice, flex, reference, score_mods
 from biases.backends.block_masks import BLOCK, block_mask
 from biases.backends.score_mods import on_device
+from biases.backends.transforms import transformed
 from biases.bench.workloads import Setting, record
 from biases.positions.relative_position import AxisSum, RelativePositionBias
 from biases.testing.compare import assert_within
@@ -384,9 +385,9 @@ def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.M
     monkeypatch.setattr(flex, "_kernel", lambda family: broken)
     monkeypatch.setattr(flex, "_failed", {})
     q = tensor(1, HEADS, 5, 16, seed=1)
-    call, family = flex.arguments(problem(q, q, q)), ("family", None)
+    family = ("family", None)
     with pytest.raises(flex.CompilationFailed, match=r"RuntimeError: no such instruction$"):
-        flex._guarded(call, family)
+        flex._guarded(lambda: flex.arguments(problem(q, q, q)), family)
     assert flex._failed == {family: "RuntimeError: no such instruction"}
 
 
@@ -398,7 +399,7 @@ def test_memory_that_ran_out_is_no_failure_to_compile(monkeypatch: pytest.Monkey
     monkeypatch.setattr(flex, "_failed", {})
     q = tensor(1, HEADS, 5, 16, seed=1)
     with pytest.raises(torch.OutOfMemoryError):
-        flex._guarded(flex.arguments(problem(q, q, q)), ("family", None))
+        flex._guarded(lambda: flex.arguments(problem(q, q, q)), ("family", None))
     assert not flex._failed
 
 
@@ -418,7 +419,153 @@ def test_the_backward_is_compiled_before_the_first_use(monkeypatch: pytest.Monke
     monkeypatch.setattr(flex, "_failed", {})
     q = tensor(1, HEADS, 5, 16, seed=1, learned=True)
     with pytest.raises(flex.CompilationFailed, match="out of shared memory"):
-        flex._guarded(flex.arguments(problem(q, q, q)), ("backward", None))
+        flex._guarded(lambda: flex.arguments(problem(q, q, q)), ("backward", None))
+
+
+@pytest.fixture
+def eager_kernel(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """FlexAttention as ``attend`` would use it on CUDA, the compiled kernel being the eager form; the list gets
+    an item for each of its backward passes."""
+    from torch._higher_order_ops.flex_attention import math_attention
+    from torch.nn.attention import flex_attention as module
+
+    backward: list[str] = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mod: Any, blocks: Any, scale: float) -> Tensor:
+        blocks = blocks or module._create_empty_block_mask(q, k)
+        out = math_attention(q, k, v, mod or module._identity, blocks.as_tuple(), scale, {})[0]
+        if out.requires_grad:
+            out.register_hook(lambda grad: backward.append("one"))
+        return out
+
+    monkeypatch.setattr(flex, "_kernel", lambda family: kernel)
+    monkeypatch.setattr(flex, "why_not", lambda each: "transform" if transformed(each) else flex.inexpressible(each))
+    for name in ("_failed", "_lengths"):
+        monkeypatch.setattr(flex, name, {})
+    monkeypatch.setattr(flex, "_proved", set())
+    monkeypatch.setattr(choice, "_broken", set())
+    row = choice.Row(("flex",), "as on CUDA")
+    monkeypatch.setattr(choice, "ORDER", {("cpu", name): row for name in choice.FAMILIES})
+    return backward
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_the_proof_is_unseen_by_checkpoints(eager_kernel: list[str], early_stop: bool) -> None:
+    """What is saved for the proof is not counted, and what stops the second run is no failure of the kernel."""
+    from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+    logits, slopes = tensor(2, HEADS, 9, seed=2, learned=True), (-rates(3, False)).requires_grad_()
+    q, k, v = (tensor(2, HEADS, 9, 16, seed=n, learned=True) for n in range(4, 7))
+    leaves = (q, k, v, logits, slopes)
+
+    def operator(*_: Tensor) -> Tensor:
+        gate = KeyGate(torch.nn.functional.logsigmoid(logits))
+        return choice.run(problem(q, k * 2.0, v, causal=True, bias=ALiBi(slopes * 1.0), key_gate=gate)) ** 2
+
+    direction = tensor(2, HEADS, 9, 16, seed=8)
+    with set_checkpoint_early_stop(early_stop):
+        got = torch.autograd.grad(checkpoint(operator, *leaves, use_reentrant=False), leaves, direction)
+    assert len(flex._proved) == 1
+    assert not flex._failed
+    assert not choice._broken
+    assert len(eager_kernel) == 2
+    for one, other in zip(got, torch.autograd.grad(operator(), leaves, direction), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_kernel_that_fails_in_a_checkpoint_leaves_nothing_behind(
+    eager_kernel: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run tries the kernel, the second does not; both must save the same."""
+    from torch.utils.checkpoint import checkpoint
+
+    def broken(*arguments: Any) -> Tensor:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(flex, "_kernel", lambda family: broken)
+    q, logits = tensor(1, HEADS, 9, 16, seed=1, learned=True), tensor(1, HEADS, 9, seed=2, learned=True)
+
+    def operator(x: Tensor) -> Tensor:
+        gate = KeyGate(torch.nn.functional.logsigmoid(logits), renormalise=False)
+        return choice.run(problem(x, x, x, bias=ALiBi(HEADS), key_gate=gate))
+
+    with pytest.warns(RuntimeWarning, match="failed to compile"):
+        out = checkpoint(operator, q, use_reentrant=False)
+    got = torch.autograd.grad(out.sum(), (q, logits))
+    for one, other in zip(got, torch.autograd.grad(operator(q).sum(), (q, logits)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_backward_is_proved_where_a_term_alone_is_learned(eager_kernel: list[str]) -> None:
+    """On leaves of the proof's own: what leads to the term is neither run nor freed."""
+    q, x = tensor(2, HEADS, 9, 16, seed=1), tensor(2, HEADS, 9, seed=2, learned=True)
+    squared = x**2
+    out = flex.run(problem(q, q, q, bias=(KeyBias(x), KeyBias(squared))))
+    assert len(eager_kernel) == 1
+    (got,) = torch.autograd.grad(out.sum(), x)
+    wanted = reference(problem(q, q, q, bias=(KeyBias(x), KeyBias(x**2))))
+    torch.testing.assert_close(got, torch.autograd.grad(wanted.sum(), x)[0], rtol=0, atol=1e-12)
+
+
+def test_a_proved_kernel_passes_on_what_is_no_failure_of_its_own(
+    eager_kernel: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q = tensor(1, HEADS, 9, 16, seed=1)
+    flex.run(problem(q, q, q))
+
+    def interrupted(*arguments: Any) -> Tensor:
+        raise RuntimeError("of the user's")
+
+    monkeypatch.setattr(flex, "_kernel", lambda family: interrupted)
+    with pytest.raises(RuntimeError, match="of the user's"):
+        flex.run(problem(q, q, q))
+    assert not flex._failed
+
+
+WHERE = ("q", "k", "v", "gate", "keep", "mask", "bias", "nested bias", "decay")
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_a_transform_over_any_tensor_is_seen(where: str) -> None:
+    """A kernel without rules for torch.func must not be given such a tensor."""
+    seen = []
+
+    def call(x: Tensor, name: str) -> Tensor:
+        given: dict[str, Tensor] = {name: x}
+        q, k, v = (given.get(each, torch.ones(1, HEADS, 9, 4)) for each in "qkv")
+        with_x = {
+            "gate": lambda: {"key_gate": KeyGate(x)},
+            "keep": lambda: {"mask": x > 0},
+            "mask": lambda: {"mask": x > 0},
+            "bias": lambda: {"bias": KeyBias(x)},
+            "nested bias": lambda: {"bias": AxisSum(LearnedTable(x), 3, 3)},
+            "decay": lambda: {"decay": ManhattanDecay(3, 3, x)},
+        }
+        options = with_x[name]() if name in with_x else {}
+        seen.append(transformed(problem(q, k, v, **options)))
+        return x * 1.0
+
+    shape = {"keep": (1, 1, 1, 9), "mask": (1, 1, 9, 9), "gate": (1, HEADS, 9), "bias": (1, HEADS, 9)}.get(where)
+    shape = shape or {"nested bias": (HEADS, 21), "decay": (HEADS,)}.get(where) or (1, HEADS, 9, 4)
+    x = -torch.ones(shape)
+    call(x, where)
+    if where == "decay":
+        # A decay looks at its rates, which vmap forbids.
+        torch.func.jvp(lambda each: call(each, where), (x,), (x,))
+    else:
+        torch.func.vmap(lambda each: call(each, where))(x[None])
+    assert seen == [False, True]
+
+
+def test_a_transform_goes_by_another_formulation(eager_kernel: list[str]) -> None:
+    q, k, v = (tensor(3, 1, HEADS, 9, 16, seed=n) for n in range(3))
+
+    def one(keys: Tensor) -> Tensor:
+        return choice.run(problem(q[0], keys, v[0], bias=ALiBi(HEADS), causal=True))
+
+    got = torch.func.vmap(one)(k)
+    torch.testing.assert_close(got, torch.stack([one(each) for each in k]))
 
 
 def test_the_first_lengths_of_a_family_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,6 +656,34 @@ def test_what_inference_keeps_training_can_use() -> None:
     assert not blocks.kv_indices.is_inference()
 
 
+def test_nothing_of_a_captured_graph_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors hold nothing before it is replayed, and kept ones that are dropped are read by it all the same."""
+    x, there = torch.ones(3), torch.device("meta")
+    each = problem(*[tensor(1, 1, 263, 1, seed=1)] * 3, causal=True)
+    for module in (score_mods, block_masks):
+        monkeypatch.setattr(module, "capturing", lambda device: True)
+    during = on_device(x, there, torch.float32), block_mask(each)
+    for module in (score_mods, block_masks):
+        monkeypatch.setattr(module, "capturing", lambda device: False)
+    after = on_device(x, there, torch.float32), block_mask(each)
+    assert after[0] is not during[0]
+    assert after[1] is not during[1]
+    assert block_mask(each) is after[1]
+
+
+def test_what_is_kept_is_finished_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another stream may be the next to read it."""
+    waited: list[torch.device] = []
+    for module in (score_mods, block_masks):
+        monkeypatch.setattr(module, "finished", waited.append)
+    x, there, here = torch.ones(3), torch.device("meta"), torch.device("cpu")
+    each = problem(*[tensor(1, 1, 265, 1, seed=1)] * 3, causal=True)
+    for _ in range(2):
+        on_device(x, there, torch.float32)
+        block_mask(each)
+    assert waited == [there, here]
+
+
 # On a GPU
 
 
@@ -542,6 +717,22 @@ def _to_cuda(each: PairTerm) -> None:
             setattr(each, name, x.cuda())
         elif isinstance(x, PairTerm):
             _to_cuda(x)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_graph_replays_what_was_captured() -> None:
+    """Blocks made while a graph is captured are the graph's own."""
+    q, k, v = (torch.randn(1, HEADS, 389, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    each = problem(q, k, v, causal=True, bias=ALiBi(HEADS))
+    with torch.no_grad():
+        wanted = flex.run(each)
+        block_masks._cached.cache_clear()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = flex.run(each)
+        assert block_masks._cached.cache_info().currsize == 0
+        graph.replay()
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.gpu

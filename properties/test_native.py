@@ -6,6 +6,7 @@ The reference is float64; what rounding allows is measured on the dense formulas
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +32,19 @@ WEIGHTS = ("softmax", "sigmoid", "sigmoid-normalised")
 BIASES = ("none", "key", "alibi", "slopes", "table", "low-rank", "all", "swin", "axes")
 DECAYS = ("none", "logits", "weights", "weights-renormalised", "manhattan", "manhattan-weights")
 GATES = ("none", "renormalised", "plain")
-MASKS = ("none", "padding", "pairs", "rows", "batch-and-heads")
+LAYOUTS = ("tokens by heads", "heads by tokens", "channels by tokens", "every other channel", "channels first")
+MASKS = ("none", "padding", "pairs", "rows", "batch-and-heads", "regions", "repeated")
 ON_MAPS = ("swin", "axes", "manhattan", "manhattan-weights")
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """``x`` (B, H, L, D) with its numbers elsewhere in memory."""
+    if layout == "every other channel":
+        return torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2]
+    axes = {"tokens by heads": (0, 2, 1, 3), "channels by tokens": (0, 1, 3, 2), "channels first": (3, 0, 1, 2)}
+    order = axes.get(layout, (0, 1, 2, 3))
+    back = [order.index(axis) for axis in range(4)]
+    return x.permute(order).contiguous().permute(back)
 
 
 class Table(RelativeTerm):
@@ -72,7 +84,7 @@ class Case:
     D: int = 4
     Dv: int = 4
     lower_right: bool = False
-    transposed: bool = False
+    layout: str = "heads by tokens"
     size: float = 1.0
     seed: int = 0
 
@@ -100,16 +112,16 @@ class Case:
         shapes |= {"rates": (1, H)} if self.decay != "none" else {}
         made = {name: make_tensor(shape, seed=self.seed + n) for n, (name, shape) in enumerate(shapes.items())}
         made["q"] = made["q"] * self.size
-        if self.transposed:
-            for name in "qkv":
-                made[name] = made[name].transpose(1, 2).contiguous().transpose(1, 2)
+        for name in "qkv":
+            made[name] = laid_out(made[name], self.layout)
         return made
 
     def call(self, backend: str, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """Output and gradients, of a fixed direction."""
         leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in self.leaves().items()}
+        assert dtype != F32 or all(leaves[name].stride() == x.stride() for name, x in self.leaves().items())
         out = attend(leaves["q"], leaves["k"], leaves["v"], backend=backend, **self.options(leaves))
-        direction = make_tensor(tuple(out.shape), seed=99, dtype=F64).to(dtype)
+        direction = laid_out(make_tensor(tuple(out.shape), seed=99, dtype=F64).to(dtype), self.layout)
         grads = torch.autograd.grad(out, list(leaves.values()), direction, allow_unused=True)
         return out.detach(), {name: g for name, g in zip(leaves, grads, strict=True) if g is not None}
 
@@ -156,14 +168,21 @@ class Case:
     def drawn_mask(self) -> Tensor | None:
         B, H, L, S = self.batch, self.heads, self.L, self.S
         shapes = {"padding": (B, 1, 1, S), "pairs": (L, S), "rows": (B, 1, L, S), "batch-and-heads": (B, H, L, S)}
+        shapes["repeated"] = (1, 1, L, S)
         if self.mask == "none":
             return None
+        if self.mask == "regions":
+            # Whole blocks of pairs that may attend, or may not; in the first example all may.
+            pieces = [torch.arange(n) * 3 // n for n in (L, S)]
+            mask = (pieces[0][:, None] == pieces[1]).repeat(B, 1, 1, 1)
+            mask[0] = True
+            return mask
         mask = torch.rand(shapes[self.mask], generator=torch.Generator().manual_seed(self.seed)) < 0.7
         if self.mask == "rows":
             mask[:, :, L // 2] = False
         if self.mask == "padding":
             mask[0] = False
-        return mask
+        return mask.expand(B, 1, L, S) if self.mask == "repeated" else mask
 
 
 @st.composite
@@ -188,7 +207,7 @@ def cases(draw: st.DrawFn) -> Case:
         D=draw(st.sampled_from([1, 4, 16, 20, 33, 64, 70])),
         Dv=draw(st.sampled_from([1, 3, 16, 31, 32, 70])),
         lower_right=bias != "low-rank" and draw(st.booleans()),
-        transposed=draw(st.booleans()),
+        layout=draw(st.sampled_from(LAYOUTS)),
         size=draw(st.sampled_from([1.0, 1.0, 30.0])),
         seed=draw(seeds()),
     )
@@ -202,6 +221,12 @@ def largest(*tensors: Tensor) -> float:
 @example(Case(weights="sigmoid", bias="alibi", decay="weights", L=80, S=80, D=20, Dv=31))
 @example(Case(weights="sigmoid-normalised", decay="manhattan-weights", gate="renormalised", batch=5, L=49, S=49))
 @example(Case(bias="swin", mask="rows", batch=5, L=49, S=49, D=33))
+@example(Case(L=70, S=70, D=20, Dv=31, layout="channels by tokens"))
+@example(Case(L=70, S=70, D=20, Dv=31, layout="every other channel"))
+@example(Case(weights="sigmoid", L=70, S=70, D=20, Dv=31, layout="channels first"))
+@example(Case(bias="swin", mask="regions", batch=2, L=196, S=196, D=16))
+@example(Case("sigmoid", "swin", "manhattan-weights", mask="regions", batch=4, heads=1, L=64, S=64))
+@example(Case(bias="table", mask="regions", heads=1, L=70, S=520))
 @example(Case(bias="all", decay="weights", mask="padding", causal=True, window=5, L=70, S=75, lower_right=True))
 @given(cases())
 def test_every_problem_equals_the_specification(case: Case) -> None:
@@ -267,6 +292,49 @@ def test_what_counts_is_not_left_out(seed: int, weights: str, level: float) -> N
         results.append(attend(x, x, v.to(dtype), weights=weights, backend=backend, **options))
     got, low, exact = results
     assert_within(got, exact, low)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("which", ["q", "k", "v", "received"])
+def test_what_is_not_finite_is_not_left_out(which: str, weights: str, value: float) -> None:
+    """One number of one token: outputs and gradients are not finite where those of the specification are not.
+
+    The tokens are the first and last of blocks of keys, and others; the weights of most pairs underflow to 0.
+    """
+    tensors = {name: make_tensor((1, 2, 300, 8), seed=n) for n, name in enumerate(("q", "k", "v", "received"))}
+    decay = ExponentialDecay(torch.tensor([-2.0, -0.1]), symmetric=True, placement="weights")
+    options: dict[str, Any] = {"decay": decay} if weights == "sigmoid" else {}
+    options["bias"] = ALiBi(torch.tensor([2.0, 0.05]), symmetric=True)
+    for token in (0, 10, 46, 47, 49, 299):
+        with_one = {name: x.clone() for name, x in tensors.items()}
+        with_one[which][:, :, token, 3] = value
+        *inputs, received = with_one.values()
+        results = []
+        for backend in ("native", "dense"):
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            out = attend(*leaves, weights=weights, backend=backend, **options)
+            results.append([out.detach(), *torch.autograd.grad(out, leaves, received)])
+        got, expected = results
+        assert not all(bool(torch.isfinite(x).all()) for x in expected)
+        for name, x, wanted in zip(("output", "grad q", "grad k", "grad v"), got, expected, strict=True):
+            hidden = torch.isfinite(x) & ~torch.isfinite(wanted)
+            assert not bool(hidden.any()), f"{name}, token {token}: {int(hidden.sum())} numbers are finite"
+
+
+def test_a_query_whose_keys_are_all_excluded_still_has_none_beside_nan() -> None:
+    """The row is zeros, with finite gradients, where other rows are NaN."""
+    q, k, v = (make_tensor((1, 1, 70, 4), seed=n) for n in range(3))
+    mask = torch.ones(70, 70, dtype=torch.bool)
+    mask[5] = False
+    q[:, :, 6] = torch.nan
+    q.requires_grad_()
+    out = attend(q, k, v, mask=mask, backend="native")
+    assert out[0, 0, 5].eq(0.0).all()
+    assert torch.isnan(out[0, 0, 6]).all()
+    (grad,) = torch.autograd.grad(out, q, torch.ones_like(out))
+    assert grad[0, 0, 5].eq(0.0).all()
+    assert torch.isnan(grad[0, 0, 6]).all()
 
 
 def spec_of(case: str, L: int, S: int) -> tuple[Spec, list[Tensor]]:
@@ -348,6 +416,20 @@ def test_memory_is_linear(weights: str, bias: str, direction: str) -> None:
     assert long < 2048 * 2048
 
 
+@pytest.mark.parametrize(("threads", "parts"), [(1, 1), (2, 8), (100, 8)])
+def test_memory_of_the_backward_does_not_grow_with_the_threads(threads: int, parts: int) -> None:
+    """One head of 20 chunks of keys: however many threads want one, at most so many gradients of the queries are held."""
+    length = 20 * arguments.kernel()[1].chunk
+    x = torch.zeros(1, 1, length, 4)
+    call = arguments._Call(Spec("softmax", 1.0, 0, False, None), Operands(x, x, x))
+    call.problem.threads = threads
+    nothing = SimpleNamespace(biases_sizes=lambda *_: None, biases_backward=lambda *_: None)
+    call.library = nothing  # type: ignore[assignment]
+    partial = call.run(backward=True)
+    assert call.problem.parts == parts
+    assert (1 if partial is None else partial.shape[0]) == parts
+
+
 def test_one_seed_after_another_or_all_at_once() -> None:
     """``torch.func.vmap`` of gradients over seeds, tables and key biases with and without the axis."""
     q, k, v = (make_tensor((3, 2, 2, 12, 8), seed=n) for n in range(3))
@@ -372,7 +454,7 @@ def test_one_seed_after_another_or_all_at_once() -> None:
 def test_second_derivatives_are_refused() -> None:
     q = make_tensor((1, 1, 5, 4), seed=0).requires_grad_()
     (grad,) = torch.autograd.grad(attend(q, q, q, backend="native").sum(), q, create_graph=True)
-    with pytest.raises(NotImplementedError, match="backend='dense'"):
+    with pytest.raises(NotImplementedError, match=r"backend='dense'.*biases\.set_backend\(module, 'dense'\)"):
         grad.sum().backward()
 
 
@@ -392,6 +474,24 @@ def test_compiled_code_has_no_graph_break() -> None:
     ):
         assert_same(got, expected)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_shapes_may_be_unknown_when_compiled(backend: str) -> None:
+    """``dynamic=True`` with the default scale, which follows from the number of channels; a scale given is checked."""
+    bias = ALiBi(2, symmetric=True)
+
+    def run(q: Tensor) -> Tensor:
+        return attend(q, q, q, bias=bias, backend=backend)
+
+    compiled = torch.compile(run, backend="aot_eager", dynamic=True, fullgraph=True)
+    for length, channels in ((10, 8), (20, 12)):
+        q = make_tensor((1, 2, length, channels), seed=0)
+        assert_same(compiled(q), run(q))
+    torch.compiler.reset()
+    for scale in (torch.nan, torch.inf, 0.0, -1.0):
+        with pytest.raises(ValueError, match="attend scale: expected a positive finite number"):
+            attend(q, q, q, scale=scale, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

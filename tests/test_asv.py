@@ -7,8 +7,11 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,7 @@ from benchmarks.machine import asv_machine, machine_name
 from benchmarks.suites import _bases, _common, _counts, battery
 from biases import zoo
 from biases.bench import facts
-from biases.bench.workloads import Workload
+from biases.bench.workloads import Workload, prepare
 
 ROOT = Path(__file__).parent.parent
 SUITES = ROOT / "benchmarks" / "suites"
@@ -228,24 +231,73 @@ def test_a_planted_quadratic_tensor_shows_in_both_byte_counts():
         assert counted(outer, device) - counted(plain, device) == 4 * n * n
 
 
-def test_operations_are_those_of_the_products():
+def test_operators_are_those_dispatched():
     a, b = torch.ones(8, 16), torch.ones(16, 32)
-    assert _counts.operations(lambda: a @ b, backward=False) == 2 * 8 * 16 * 32
     assert _counts.operators(lambda: (a @ b).t().relu()) == 3
 
 
+class OperatorCounts(_bases.Counts):
+    level, heads, head_dim = "operator", 2, 16
+
+
+class LayerCounts(OperatorCounts):
+    level = "layer"
+
+
+@pytest.fixture
+def with_backend(monkeypatch):
+    """Let the suites prepare for this backend."""
+
+    def plant(backend):
+        monkeypatch.setattr(_common, "prepare", partial(prepare, backend=backend))
+        _common.prepared.cache_clear()
+
+    yield plant
+    _common.prepared.cache_clear()
+
+
+@pytest.mark.parametrize("suite", [OperatorCounts, LayerCounts])
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+def test_operations_do_not_change_with_the_formulation_and_operators_do(with_backend, suite, direction):
+    where = ("swat", 32, "float32", "cpu", direction)
+    found = {}
+    for backend in ("reference", "dense", "fused"):
+        with_backend(backend)
+        made = suite()
+        made.setup(*where)
+        found[backend] = made.track_operations(*where), made.track_operators(*where)
+    operations, operators = zip(*found.values(), strict=True)
+    assert len(set(operations)) == 1
+    assert len(set(operators)) > 1
+
+
 @pytest.mark.parametrize(("direction", "products"), [("forward", 2), ("forward+backward", 7)])
-def test_stock_attention_counts_two_products_forward_and_seven_with_backward(direction, products):
-    made = _common.prepared("operator", 1, 2, 16, "standard", 32, "float32", "cpu", direction)
-    counted = _counts.operations(made.run, backward=direction != "forward")
-    assert counted == products * 2 * 2 * 32 * 32 * 16
+@pytest.mark.parametrize(("name", "pairs"), [("alibi-symmetric", 32 * 32), ("standard", 32 * 33 // 2)])
+def test_attention_counts_two_products_forward_and_seven_with_backward(name, pairs, direction, products):
+    where = (name, 32, "float32", "cpu", direction)
+    made = OperatorCounts()
+    made.setup(*where)
+    assert made.track_operations(*where) == products * 2 * 2 * pairs * 16
 
 
-def test_attention_that_the_counter_cannot_see_counts_with_its_nominal_operations(monkeypatch):
-    shape = (1, 2, 32, 16)
-    made = _common.prepared("operator", *shape[:2], 16, "alibi-symmetric", 32, "float32", "cpu", "forward")
-    monkeypatch.setattr(_counts, "attend", lambda q, k, v, **options: torch.zeros_like(q))
-    assert _counts.operations(made.run, backward=False) == made.flops() == 2 * 2 * 2 * 32 * 32 * 16
+def test_counts_leave_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    where = ("standard", 16, "float32", "cpu", "forward")
+    try:
+        torch.set_num_threads(2)
+        made = OperatorCounts()
+        made.setup(*where)
+        for name in COUNTS:
+            getattr(made, name)(*where)
+        assert torch.get_num_threads() == 2
+        with _bases.one_thread():
+            assert torch.get_num_threads() == 1
+        made.run = lambda: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            made.track_operators(*where)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_graph_breaks_are_counted_and_nothing_captured_is_an_error():
@@ -289,10 +341,12 @@ def test_every_selected_combination_is_measured_skipped_or_failed(outcomes, stal
     counted = count(listed, saved, since=10.9)
     expected = [None] * len(outcomes) if stale else outcomes
     assert counted.measured == sum(each is not None and not math.isnan(each) for each in expected)
-    assert len(counted.failed) == sum(each is None for each in expected)
-    assert counted.measured + len(counted.skipped) + len(counted.failed) == len(outcomes)
-    assert (counted.exit_code == 1) == bool(counted.failed)
-    assert (counted.exit_code == 3) == (not counted.measured and not counted.failed)
+    bad = (*counted.failed, *counted.missing)
+    assert len(bad) == sum(each is None for each in expected)
+    assert bool(counted.missing) == stale
+    assert counted.measured + len(counted.skipped) + len(bad) == len(outcomes)
+    assert (counted.exit_code == 1) == bool(bad)
+    assert (counted.exit_code == 3) == (not counted.measured and not bad)
 
 
 def test_combinations_that_were_not_selected_do_not_count():
@@ -307,7 +361,8 @@ def test_combinations_that_were_not_selected_do_not_count():
 
 
 def test_a_run_without_results_has_failed():
-    assert count({"suite.track": {"params": []}}, {}) == Counted(0, (), ("suite.track",))
+    assert count({"suite.track": {"params": []}}, {}) == Counted(0, missing=("suite.track",))
+    assert count({"suite.track": {"params": []}}, {}).exit_code == 1
     assert count({}, {}).exit_code == 3
 
 
@@ -316,9 +371,11 @@ def test_a_run_without_results_has_failed():
 
 def test_the_machine_is_named_by_what_changes_times():
     found = {"cpu": "Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz", "cores": 8, "usable_cores": 2, "torch": "2.13.0+cpu"}
-    assert machine_name(found) == "intel-xeon-gold-6330-2c-torch2.13.0"
+    found["threads"] = 2
+    assert machine_name(found) == "intel-xeon-gold-6330-2c-torch2.13.0-2t"
+    assert machine_name({**found, "threads": 1}) == "intel-xeon-gold-6330-2c-torch2.13.0-1t"
     cuda = {"cuda_device": "NVIDIA H100 80GB HBM3", "cuda_driver": "570.86.15", "cuda_version": "12.8"}
-    named = "h100-80gb-hbm3-driver570.86.15-cuda12.8-torch2.13.0"
+    named = "h100-80gb-hbm3-driver570.86.15-cuda12.8-torch2.13.0-2t"
     assert machine_name({**found, **cuda, "torch": "2.13.0+cu128"}) == named
     assert machine_name({"torch": "2.9.1"}).endswith("torch2.9.1")
 
@@ -332,6 +389,18 @@ def test_this_machine_has_a_name_and_all_that_asv_records():
 
 # asv itself
 
+SLOW = """
+import time
+
+def track_done():
+    return 1
+
+def track_long():
+    print("begun", flush=True)
+    time.sleep(600)
+
+track_long.timeout = 700
+"""
 TINY = """
 class Suite:
     params = ["good", "wrong", "missing"]
@@ -353,19 +422,11 @@ class Suite:
 """
 
 
-def asv(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    home = {**os.environ, "HOME": str(folder)}
-    command = [sys.executable, "-m", "asv", "--config", str(folder / "asv.conf.json"), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True, timeout=200, check=False)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A repository with two commits, and the results of a run of a tiny suite for each."""
-    folder = tmp_path_factory.mktemp("tiny")
+def write_suite(folder: Path, text: str) -> None:
+    """A suite and asv's files for it."""
     (folder / "suite").mkdir()
     (folder / "suite" / "__init__.py").write_text("")
-    (folder / "suite" / "tiny.py").write_text(TINY)
+    (folder / "suite" / "tiny.py").write_text(text)
     config = {
         "version": 1,
         "project": "tiny",
@@ -382,17 +443,30 @@ def tiny(tmp_path_factory):
     machine = {"machine": "here", "os": "", "arch": "", "cpu": "", "num_cpu": "", "ram": "", "version": 1}
     (folder / ".asv-machine.json").write_text(json.dumps({"here": machine, "version": 1}))
 
-    def git(*arguments):
-        author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *author, *arguments], cwd=folder, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
 
-    git("init")
-    git("add", "suite")
+def asv(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    home = {**os.environ, "HOME": str(folder)}
+    command = [sys.executable, "-m", "asv", "--config", str(folder / "asv.conf.json"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True, timeout=200, check=False)
+
+
+def git(folder, *arguments):
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *author, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A repository with two commits, and the results of a run of a tiny suite for each."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_suite(folder, TINY)
+    git(folder, "init")
+    git(folder, "add", "suite")
     commits = []
     for message in ("first", "second"):
-        git("commit", "--allow-empty", "-m", message)
-        commits.append(git("rev-parse", "HEAD"))
+        git(folder, "commit", "--allow-empty", "-m", message)
+        commits.append(git(folder, "rev-parse", "HEAD"))
         done = asv(
             folder, "run", "-E", "checkout:same", "--set-commit-hash", commits[-1], "--machine", "here",
             "--record-samples", "--launch-method", "forkserver",
@@ -429,6 +503,58 @@ def test_what_raised_is_failed_and_what_was_skipped_is_not(tiny):
     assert counted.failed == tuple(f"tiny.Suite.track_{name}('wrong')" for name in ("plain", "samples"))
     only = count(*read_results(folder / "results", "here", commits[0]), ["missing"])
     assert only.exit_code == 3
+
+
+INTERRUPTED_RUN = """
+import sys
+from pathlib import Path
+from benchmarks import run
+
+run.ROOT = Path(sys.argv[1])
+sys.exit(run.main(["--full", "--results", sys.argv[2]]))
+"""
+
+
+def test_an_interrupted_run_keeps_what_was_measured_and_says_so(tmp_path):
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    write_suite(folder, SLOW)
+    config = json.loads((folder / "asv.conf.json").read_text())
+    config |= {"benchmark_dir": "suite", "env_dir": "env", "html_dir": "html"}
+    (folder / "asv.conf.json").write_text(json.dumps(config))
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    git(folder, "init")
+    git(folder, "add", "suite")
+    git(folder, "commit", "-m", "first")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", INTERRUPTED_RUN, str(folder), str(tmp_path / "asv")]
+    # One that is started in the background ignores Ctrl-C otherwise.
+    begun = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=begun
+    ) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "track_done" in line:
+                time.sleep(0.5)
+                process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=100)
+    printed = "".join(lines)
+    assert code == run.INTERRUPTED, printed
+    assert "Traceback" not in printed
+    assert "1 measured, 0 skipped, 0 failed, 1 never run" in printed
+    (summary,) = (tmp_path / "asv-runs").glob("*.json")
+    written = json.loads(summary.read_text())
+    assert not written["complete"]
+    assert written["never_run"] == ["tiny.track_long"]
+
+
+def test_a_pattern_that_is_no_regular_expression_is_bad_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run.main(["-b", "("])
+    assert ended.value.code == 2
+    assert "expected a regular expression, got '('" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -478,8 +478,24 @@ def test_ceilings_are_rates_of_what_was_asked():
     assert (found.matmul_size, found.copy_bytes, found.dtype) == (16, 1024, "bfloat16")
     default = ceilings(rounds=1)
     assert (default.matmul_size, default.copy_bytes, default.dtype) == (1024, 1 << 26, "float32")
-    with pytest.raises(RuntimeError, match=r"matmul ceiling of torch\.bool"):
+    with pytest.raises(RuntimeError, match=r"ceiling of matmul in torch\.bool"):
         ceilings(dtype=torch.bool, size=16, copy_bytes=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_half_precision_on_the_cpu_has_the_faster_of_two_ceilings(monkeypatch, dtype):
+    """Where products in half precision are emulated, attention that computes in float32 would be over their rate."""
+    seconds = {dtype: 2.0, torch.float32: 0.5}
+
+    def timed(cases, **options):
+        return {name: Samples((next((seconds[d] for d in seconds if str(d) in name), 1.0),)) for name in cases}
+
+    # The function hides the module of its name.
+    monkeypatch.setattr(sys.modules["biases.bench.ceilings"], "interleaved", timed)
+    found = ceilings(dtype=dtype, size=16, copy_bytes=16)
+    own = dtype == torch.float64
+    assert found.matmul_flops_per_second == 2 * 16**3 / (2.0 if own else 0.5)
+    assert (found.dtype, found.matmul_dtype) == (str(dtype)[6:], "float64" if own else "float32")
 
 
 GOOD = Case("a", reference=dense, run=fused)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -13,6 +15,7 @@ from biases import attend, zoo
 from biases.bench import ceilings, operators
 from biases.bench.command import QUICK, USUAL
 from biases.bench.run import Plan, bench
+from biases.bench.table import HEADINGS
 from biases.bench.workloads import Setting
 from biases.cli import main
 
@@ -127,6 +130,9 @@ def test_a_backend_that_cannot_run_it_says_why(capsys):
     code, printed = measured(capsys, "retention", *TINY, "--backend", "dense")
     assert code == 0
     assert {row["backend"] for row in printed["rows"]} == {"dense"}
+    assert [row["formulations"] for row in printed["rows"]] == [["dense"], ["dense"]]
+    assert main(["bench", "retention", *TINY, "--direction", "forward", "--backend", "dense"]) == 0
+    assert "backend dense" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -141,6 +147,9 @@ def test_a_backend_that_cannot_run_it_says_why(capsys):
         (["alibi", "--rounds", "0"], "--rounds: expected a positive number, got 0"),
         (["alibi", "--seconds", "nan"], "--seconds: expected a positive number, got nan"),
         (["alibi", "--device", "tpu"], "device"),
+        (["char-gpt", "--level", "model", "--peers"], "--level with --peers: expected operator or layer, got model"),
+        (["swin-digits", "--level", "model", "--heads", "4"], "--heads of 'swin-digits': expected none"),
+        (["swin-digits", "--level", "training", "--head-dim", "8"], "--head-dim of 'swin-digits': expected none"),
         (["char-gpt", "--level", "training", "--direction", "forward"], "expected forward+backward, got forward"),
     ],
 )
@@ -189,6 +198,43 @@ def test_a_table_for_people(capsys, monkeypatch):
         "swin skipped: length of an image",
     ):
         assert text in out
+
+
+def test_a_model_for_images_states_no_heads(capsys):
+    """It has its own; other models have those of the setting, and a table of theirs."""
+    few = ["--level", "model", "--length", "64", "--rounds", "1", "--direction", "forward"]
+    code, printed = measured(capsys, "swin-digits", "char-gpt", *few)
+    assert code == 0
+    image, text = (row["setting"] for row in printed["rows"])
+    assert set(text) - set(image) == {"heads", "head_dim"}
+    assert main(["bench", "swin-digits", "char-gpt", *few]) == 0
+    out = capsys.readouterr().out
+    assert "model, forward, (B, L) = (2, 64), float32" in out
+    assert "(B, H, L, D) = (2, 8, 64, 64)" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", ["gated-swin-retention", "manhattan-decomposed"])
+def test_names_stay_whole_on_a_narrow_screen(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["bench", name, *TINY, "--direction", "forward"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(f"{name} ")]
+    assert len(rows) == 2
+    assert not any("…" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    headings = [heading for line in lines if line.startswith("name ") for heading in line.split()]
+    assert [each for each in headings if each not in ("name", "by")] == list(HEADINGS)
+    assert all(row.split()[1] for row in rows)
+
+
+@pytest.mark.parametrize("level", ["operator", "training"])
+def test_hypothesis_is_not_needed(level):
+    """The checks that come before a measurement use comparators alone."""
+    name = "alibi" if level == "operator" else "char-gpt"
+    code = "import sys; sys.modules['hypothesis'] = None; from biases.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "bench", name, "--level", level, *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_quick_is_smaller():

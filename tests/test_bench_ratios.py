@@ -109,9 +109,6 @@ def test_nothing_to_measure(tmp_path):
 
 def test_the_page_has_every_row(measured):
     found = json.loads(measured.read_text())
-    for piece in found["pieces"].values():
-        if piece["table"] == "biases":
-            piece["setting"]["length"] = {64: 1024, 256: 4096}[piece["setting"]["length"]]
     cell = {"backends": {"flex": {"ratio": {"value": 1.07}, "memory_ratio": 1.0}, "fused": {"status": "error"}}}
     page = pages.ratios_table(found, {"cells": {"alibi/4096/bfloat16/forward": cell}})
     for subject in ratios.SUBJECTS:
@@ -124,8 +121,40 @@ def test_the_page_has_every_row(measured):
     assert len(widths) == 1
 
 
+def test_what_is_wrong_or_missing_is_said_on_the_page(measured):
+    found = json.loads(measured.read_text())
+    wrong, raised = "EGA, causal (`ega`)/1024" + BACKWARD, "swin, full/3136" + BACKWARD
+    gone = "retention (`retention`)/4096" + BACKWARD
+    for name, status in ((wrong, "wrong"), (raised, "error")):
+        kept = {key: found["pieces"][name][key] for key in ("subject", "table", "bar")}
+        found["pieces"][name] = {**kept, "status": status, "message": f"a {status}\n  message"}
+    del found["pieces"][gone]
+    page, windows = pages.ratios_table(found, None), pages.small_table(found, "windows")
+    (row,) = (line for line in page.splitlines() if line.startswith("| EGA, causal (`ega`) |"))
+    assert "| wrong |" in row
+    (row,) = (line for line in windows.splitlines() if line.startswith("| swin, full |"))
+    assert "| error | - | error | - |" in row
+    assert f"- {wrong}: wrong, a wrong message" in page.splitlines()
+    assert f"- {raised}: error, a error message" in page.splitlines()
+    assert f"- {gone}: not measured" in page.splitlines()
+    forward = {name for name in found["asked"] if name.endswith("/forward")}
+    assert page.count(": not measured") == len(forward) + 1
+
+
+def test_other_threads_are_not_mixed_in(measured, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "ratios.json"
+    out.write_text(measured.read_text())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(ratios, "measure", lambda *given: {"status": "error", "message": "not run"})
+    assert ratios.main([*QUICK, "--out", str(out), "--only", "swat"]) == 1
+    assert "was made with another threads" in capsys.readouterr().err
+    found = json.loads(out.read_text())
+    assert len(found["pieces"]) == 4
+    assert found["made_by"]["threads"] == found["machine"]["threads"] == 7
+
+
 def test_what_is_over_its_bar_is_marked():
-    piece = {"ratio": {"value": 1.2, "low": 1.1, "high": 1.3}}
+    piece = {"status": "ok", "ratio": {"value": 1.2, "low": 1.1, "high": 1.3}}
     assert pages._ratio_cell(piece, 1.15) == "1.20 † (1.10-1.30)"
     assert pages._ratio_cell(piece, 1.25) == "1.20 (1.10-1.30)"
 

@@ -60,6 +60,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("masked", {"mask": PAIRS, "bias": KeyBias(key())}),
     ("small", {"bias": ALiBi(HEADS), "length": 49}),
     ("small", {"bias": ALiBi(HEADS), "length": 49, "mask": PAIRS[:49, :49]}),
+    ("small", {"bias": KeyBias(key()[..., :49]), "length": 49}),
+    ("small", {"mask": torch.ones(1, 1, 1, 49, dtype=torch.bool), "length": 49, "causal": True}),
     ("sigmoid", {"weights": "sigmoid"}),
     ("sigmoid", {"weights": "sigmoid-normalised", "bias": ALiBi(HEADS)}),
     ("linear", {"weights": "linear"}),
@@ -82,7 +84,7 @@ def test_decoding_is_small() -> None:
 
 
 def test_every_family_has_a_case_and_rows() -> None:
-    assert {family for family, _ in CASES} == set(choice.FAMILIES)
+    assert {family for family, _ in CASES} == set(choice.FAMILIES) - {"decomposed", "decomposed-large"}
     assert {(device, family) for device in ("cpu", "cuda") for family in choice.FAMILIES} == set(choice.ORDER)
 
 
@@ -234,6 +236,84 @@ def test_a_measurement_overrules_the_order(monkeypatch: pytest.MonkeyPatch) -> N
     assert order(sigmoid) == []
     monkeypatch.setattr(choice, "MEASURED", {("sigmoid", "float32", "forward+backward"): "fused"})
     assert order(sigmoid) == ["triton"]
+
+
+# Rows and then columns of a map
+
+
+def a_map(height: int, width: int, dtype: torch.dtype = torch.float32, batch: int = 1) -> torch.Tensor:
+    return torch.zeros(batch, HEADS, height, width, 16, dtype=dtype)
+
+
+def test_small_maps_are_for_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, small, large = a_map(16, 16, torch.bfloat16), a_map(8, 8), a_map(16, 16)
+    found = [choice.family_of_map(x) for x in (half, small, large, small.double())]
+    assert found == ["decomposed", "decomposed", "decomposed-large", "decomposed-large"]
+    asked = [choice.one_kernel(x, x, x, device="cuda") for x in (half, small, large)]
+    assert asked == [True, True, False]
+    assert not choice.one_kernel(small, small, small)
+    measured = {("decomposed", "float32", "forward"): "fused", ("decomposed-large", "float32", "forward"): "triton"}
+    monkeypatch.setattr(choice, "MEASURED", measured)
+    assert [choice.one_kernel(x, x, x, device="cuda") for x in (half, small, large)] == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_up_to_that_size_one_kernel_multiplies_no_more_than_two_passes(dtype: torch.dtype) -> None:
+    """Products of tiles of the kernel's own launch parameters, two for a row or column by kernels of one line each."""
+    pytest.importorskip("triton")
+    from biases.backends.triton.decomposed_ops import TILES, _settings
+
+    tile, most = TILES[dtype.itemsize], choice.MAP_PIXELS[dtype.itemsize]
+    for height in range(1, 33):
+        for width in range(1, min(32, most // height) + 1):
+            q = torch.empty(1, 1, height, width, 16, dtype=dtype, device="meta")
+            chosen = _settings(q, q, height, width)
+            tiles = -(-height * width // chosen["PIXELS"])
+            products = chosen["PROGRAMS"] * (2 * tiles + 2) * chosen["PIXELS"] ** 2
+            assert products <= 2 * (height + width) * tile**2, (height, width)
+
+
+def test_the_table_can_be_asked_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(q: torch.Tensor) -> torch.Tensor:
+        return q + 1 if choice.one_kernel(q, q, q, device="cuda") else q - 1
+
+    monkeypatch.setattr(choice, "MEASURED", {("decomposed", "bfloat16", "forward"): "fused"})
+    compiled = torch.compile(asked, fullgraph=True, backend="eager")
+    maps = a_map(8, 8), a_map(16, 16), a_map(8, 8, torch.bfloat16)
+    assert [float(compiled(x).mean()) for x in maps] == [1, -1, -1]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_attend_decomposed_asks_the_table(monkeypatch: pytest.MonkeyPatch, listed: bool) -> None:
+    from biases import axial
+    from biases.backends.triton import decomposed
+
+    asked = []
+    monkeypatch.setattr(choice, "one_kernel", lambda q, k, v: listed)
+    monkeypatch.setattr(decomposed, "why_not", lambda *tensors, **given: asked.append(tensors) or "not here")
+    x = a_map(7, 7)
+    arguments: list[Any] = [x, x, x, (), "softmax", None, (None, None), None, "width-first", None]
+    assert axial._in_one_kernel(*arguments, "auto") is None
+    assert len(asked) == listed
+    # A named backend is asked whatever the table says.
+    assert axial._in_one_kernel(*arguments, "triton") is None
+    assert len(asked) == listed + 1
+
+
+def test_the_kernel_of_both_passes_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from biases import zoo
+
+    def cuda(name: str, length: int) -> str:
+        found = zoo.fast_paths(name, length=length)
+        assert found is not None
+        return found["cuda"]
+
+    assert cuda("manhattan-decomposed", 64).startswith(zoo.BOTH_PASSES)
+    assert cuda("gated-swin-swat", 1024).startswith(zoo.BOTH_PASSES)
+    assert zoo.BOTH_PASSES not in cuda("manhattan-decomposed", 1024)
+    assert zoo.BOTH_PASSES not in cuda("manhattan", 64)
+    monkeypatch.setattr(choice, "MEASURED", {("decomposed", "float32", "forward+backward"): "fused"})
+    assert zoo.BOTH_PASSES not in cuda("manhattan-decomposed", 64)
 
 
 def test_why_not_of_an_unknown_backend() -> None:

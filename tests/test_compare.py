@@ -14,6 +14,7 @@ from textwrap import dedent
 import pytest
 
 from biases.bench.compare import Options, compare
+from biases.bench.compare.options import writable_file, writable_folder
 from biases.bench.compare.render import markdown
 from biases.bench.compare.revisions import Repository, find_suite
 from biases.cli import main
@@ -553,6 +554,47 @@ def test_a_killed_comparison_leaves_nothing_behind(repo, tmp_path, scratch):
     wait_until(lambda: not list(scratch.iterdir()))
     written = json.loads((tmp_path / "out/comparison.json").read_text())
     assert {row["name"] for row in written["rows"]} == {PEAK, WORK}
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--out"])
+def test_a_place_that_cannot_be_written_is_refused_before_measuring(repo, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(repo.root)
+    (tmp_path / "file").touch()
+    assert main(["compare", "HEAD", option, str(tmp_path / "file" / "below")]) == 2
+    printed = capsys.readouterr()
+    assert f"{option.lstrip('-') if option == '--out' else option}: expected a f" in printed.err
+    assert "that can be writ" in printed.err
+    assert ops_named(printed.err) == []
+    assert printed.out == ""
+
+
+def ops_named(text):
+    return [line for line in text.splitlines() if "ops." in line]
+
+
+def test_refusing_a_place_leaves_files_as_they_were(tmp_path):
+    (tmp_path / "page.md").write_text("mine")
+    writable_file("--markdown", tmp_path / "page.md")
+    writable_file("--markdown", tmp_path / "new.md")
+    writable_folder("out", tmp_path / "new" / "folder")
+    assert (tmp_path / "page.md").read_text() == "mine"
+    assert not (tmp_path / "new.md").exists()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    with pytest.raises(ValueError, match="--markdown: expected a file that can be written"):
+        writable_file("--markdown", tmp_path)
+
+
+def test_a_comparison_is_shown_even_if_its_page_can_no_longer_be_written(repo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(repo.root)
+    (tmp_path / "pages").mkdir()
+
+    def markdown_of(comparison):
+        (tmp_path / "pages").rmdir()
+        return ""
+
+    monkeypatch.setattr("biases.bench.compare.render.markdown", markdown_of)
+    assert main(["compare", "HEAD", "--bench", "track", "--markdown", str(tmp_path / "pages" / "page.md")]) == 1
+    assert PEAK in capsys.readouterr().out
 
 
 def wait_until(holds, seconds=60):

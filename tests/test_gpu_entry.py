@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_pieces
+from benchmarks import gpu, gpu_pieces, gpu_tests
+from benchmarks.gpu_plan import Plan
 from benchmarks.gpu_subjects import OWN, SUBJECTS
 from biases import zoo
 from biases.backends import choice
+from biases.backends.triton import decomposed
 from biases.bench import operators
 
 ROOT = Path(__file__).parent.parent
@@ -155,20 +159,20 @@ def test_only_runs_the_pieces_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # The pieces
 
 
-def plan(seconds: float = 60.0) -> gpu_pieces.Plan:
-    return gpu_pieces.Plan("cpu", True, seconds)
+def plan(seconds: float = 60.0) -> Plan:
+    return Plan("cpu", True, time.monotonic() + seconds)
 
 
 def test_subjects_are_of_the_zoo_or_own() -> None:
     names = [subject.name for subject in SUBJECTS]
-    assert len(set(names)) == len(names)
+    assert len({subject.label for subject in SUBJECTS}) == len(SUBJECTS)
     assert set(OWN) <= set(names) <= {*OWN, *zoo.names("layer")}
 
 
 def test_subjects_cover_what_cuda_has_more_than_one_backend_for(monkeypatch: pytest.MonkeyPatch) -> None:
     found = set()
     for subject in SUBJECTS:
-        sizes = plan().shape(subject, 144)
+        sizes = plan().shape(subject.length(144))
         found.add(subject.family(gpu_pieces.Setting(**sizes, direction="forward+backward")))
     wanted = {family for (device, family), row in choice.ORDER.items() if device == "cuda" and row.order}
     assert wanted <= found
@@ -176,6 +180,29 @@ def test_subjects_cover_what_cuda_has_more_than_one_backend_for(monkeypatch: pyt
 
 def few(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(gpu_pieces, "SUBJECTS", [each for each in SUBJECTS if each.name in names])
+
+
+@pytest.mark.parametrize("name", ["gated-swin-retention", "gated-swin-swat", "manhattan-decomposed"])
+def test_the_kernel_of_both_passes_is_asked(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """For windows and for small maps, in what is checked and in what is timed."""
+    layers = [each for each in SUBJECTS if each.name == name and each.level == "layer"]
+    monkeypatch.setattr(gpu_pieces, "SUBJECTS", layers)
+    monkeypatch.setattr(gpu_pieces, "HOPELESS", 0.0)
+    real, asked = decomposed.why_not, set()
+
+    def spy(q: torch.Tensor, *others: Any, **options: Any) -> str | None:
+        reason = real(q, *others, **options)
+        if "interpreter only" in str(reason) or "not installed" in str(reason):
+            asked.add(tuple(q.shape[2:4]))
+        return reason
+
+    monkeypatch.setattr(decomposed, "why_not", spy)
+    for piece in (gpu_pieces.correctness, gpu_pieces.latency):
+        asked.clear()
+        for label, cell in piece(plan()):
+            if label.endswith(("triton", "forward")):
+                cell()
+        assert {(14, 14), (16, 16)} <= asked if name == "manhattan-decomposed" else asked
 
 
 def test_correctness_finds_a_wrong_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,31 +250,63 @@ def test_only_special_backends_may_refuse() -> None:
     assert gpu_pieces.guarded(refuse)["status"] == "error"
 
 
+MARKED = "import pytest\n@pytest.mark.gpu\n@pytest.mark.parametrize('n', range({}))\ndef test_it(n):\n    {}\n"
+
+
+def project(monkeypatch: pytest.MonkeyPatch, folder: Path, **bodies: tuple[int, str]) -> None:
+    """Files of tests marked ``gpu``, by (number of cases, body)."""
+    for name in ("tests", "properties"):
+        (folder / name).mkdir()
+    for name, (count, body) in bodies.items():
+        (folder / "tests" / f"test_{name}.py").write_text(MARKED.format(count, body))
+    (folder / "tests" / "test_plain.py").write_text("def test_it(): pass\n")
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
+    monkeypatch.setattr(gpu_tests, "ROOT", folder)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 def test_tests_are_run_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "properties").mkdir()
-    marked = "import pytest\n@pytest.mark.{}\ndef test_it():\n    assert {}\n"
-    for name, body in (("good", "True"), ("bad", "1 == 2"), ("plain", "True")):
-        text = marked.format("gpu", body) if name != "plain" else "def test_it(): pass\n"
-        (tmp_path / "tests" / f"test_{name}.py").write_text(text)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
-    monkeypatch.setattr(gpu_pieces, "ROOT", tmp_path)
-    outcomes = {name: cell() for name, cell in gpu_pieces.tests(plan())}
-    assert set(outcomes) == {"tests/test_good.py", "tests/test_bad.py"}
-    assert outcomes["tests/test_good.py"]["status"] == "ok"
-    assert outcomes["tests/test_good.py"]["tests"] == 1
-    assert outcomes["tests/test_bad.py"]["status"] == "wrong"
-    assert "1 == 2" in outcomes["tests/test_bad.py"]["message"]
+    project(monkeypatch, tmp_path, some=(3, "assert n < 2"))
+    outcomes = {name: cell() for name, cell in gpu_tests.tests(plan())}
+    function = "tests/test_some.py::test_it"
+    assert set(outcomes) == {"collection", f"{function} 1/2", f"{function} 2/2"}
+    assert outcomes["collection"] == {"status": "ok", "count": 3}
+    good, bad = (outcomes[f"{function} {n}/2"] for n in (1, 2))
+    assert (good["status"], good["tests"], bad["status"], bad["tests"]) == ("ok", 2, "wrong", 1)
+    assert "assert 2 < 2" in bad["message"]
 
 
-def test_missing_pytest_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_pieces.importlib.util, "find_spec", lambda name: None)
-    assert gpu_pieces._pytest(ROOT / "tests" / "test_gpu_entry.py", plan()) == {
-        "status": "skipped",
-        "message": "pytest is not installed",
-    }
+def test_tests_keep_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is in flight some time after the deadline is stopped, and is tried again by the next run."""
+    project(monkeypatch, tmp_path, slow=(1, "import time; time.sleep(300)"))
+    monkeypatch.setattr(gpu_tests, "GRACE", 0.5)
+    running = plan(1000.0)
+    cells = dict(gpu_tests.tests(running))
+    object.__setattr__(running, "deadline", time.monotonic())
+    late = cells["tests/test_slow.py::test_it"]()
+    assert late["status"] not in gpu.SETTLED
+    assert "time was up" in late["message"]
+
+
+def test_files_that_cannot_be_collected_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    project(monkeypatch, tmp_path, broken=(1, "pass\nimport nonsense_that_is_nowhere"))
+    (name, cell), *others = gpu_tests.tests(plan())
+    assert (name, others, cell()["status"]) == ("collection", [], "error")
+    assert "nonsense_that_is_nowhere" in cell()["message"]
+
+
+@pytest.mark.parametrize("missing", [("pytest",), ("hypothesis",), ("pytest", "hypothesis")])
+def test_missing_packages_are_said(monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]) -> None:
+    """A package that is not there skips the tests, and is no failure."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else real(name, *rest))
+    ((name, cell),) = gpu_tests.tests(plan())
+    assert (name, cell()) == (
+        "collection",
+        {"status": "skipped", "message": f"{' and '.join(missing)} is not installed"},
+    )
     _, packages = next(iter(gpu_pieces.environment(plan())))
-    assert packages()["missing"] == list(gpu_pieces.OPTIONAL)
+    assert set(missing) <= set(packages()["missing"])
 
 
 def test_a_cell_of_the_ablation_is_a_training() -> None:
@@ -261,11 +320,26 @@ def test_a_cell_of_the_ablation_is_a_training() -> None:
 # The choice
 
 
-def measured(length: int, **ratios: float) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {"status": "ok", "ratio": {"value": value}} for name, value in ratios.items()}
-    found["triton"] = {"status": "wrong"}
+def measured(length: int, subject: str = "manhattan", **ratios: float | tuple[float, float]) -> dict[str, Any]:
+    """A cell of ratios to the floor, or of such ratios and those of memory."""
+    found: dict[str, Any] = {}
+    for name, each in ratios.items():
+        ratio, memory = each if isinstance(each, tuple) else (each, 1.0)
+        found[name] = {"status": "ok", "ratio": {"value": ratio}, "memory_ratio": memory}
     setting = {"length": length, "dtype": "bfloat16", "direction": "forward"}
-    return {"status": "ok", "family": "map", "setting": setting, "backends": found}
+    return {
+        "status": "ok",
+        "subject": subject,
+        "family": "map",
+        "setting": setting,
+        "backends": {"triton": {"status": "wrong"}} | found,
+    }
+
+
+def fastest(*cells: dict[str, Any]) -> dict[str, Any]:
+    """The one row of a family."""
+    (row,) = gpu.fastest({str(n): cell for n, cell in enumerate(cells)}).values()
+    return row
 
 
 def test_the_fastest_at_the_greatest_length_is_chosen() -> None:
@@ -281,11 +355,39 @@ def test_the_fastest_at_the_greatest_length_is_chosen() -> None:
         "map/bfloat16/forward": {
             "status": "ok",
             "backend": "flex",
-            "length": 16384,
             "ratios": {"fused": 1.3, "flex": 1.1},
-            "cell": "long",
+            "cells": ["long"],
         }
     }
+
+
+def test_all_subjects_of_a_family_decide() -> None:
+    """A backend that is wrong for one of them, refuses it, or was left out of its rounds is not chosen for any."""
+    one, other = measured(4096, fused=1.5, flex=1.1), measured(4096, "documents", fused=1.3, flex=1.2)
+    assert fastest(one, other)["backend"] == "flex"
+    for status in ("wrong", "refused", "slow", "error"):
+        other["backends"]["flex"] = {"status": status}
+        row = fastest(one, other)
+        assert (row["backend"], row["ratios"]) == ("fused", {"fused": 1.5})
+        assert fastest(other, one) == {**row, "cells": ["0", "1"]}
+
+
+def test_the_worst_ratio_decides() -> None:
+    one, other = measured(4096, fused=1.4, flex=1.0), measured(4096, "documents", fused=1.3, flex=1.6)
+    assert fastest(one, other)["ratios"] == {"fused": 1.4, "flex": 1.6}
+    assert fastest(one, other)["backend"] == "fused"
+
+
+def test_memory_rules_out() -> None:
+    """Within the bar of the floor nothing is; beyond it, what takes over 5 % more than the least."""
+    assert fastest(measured(4096, fused=(1.0, 40.0), flex=(1.2, 1.0)))["backend"] == "flex"
+    assert fastest(measured(4096, fused=(1.0, 1.04), flex=(1.2, 0.5)))["backend"] == "fused"
+    assert fastest(measured(4096, fused=(1.0, 2.08), flex=(1.2, 2.0)))["backend"] == "fused"
+
+
+def test_where_nothing_is_right_for_all_the_stock_kernels_are_used() -> None:
+    row = fastest(measured(4096, fused=1.0), measured(4096, "documents", flex=1.0))
+    assert (row["backend"], row["ratios"]) == ("fused", {})
 
 
 def test_the_table_printed_is_that_of_the_code(tmp_path: Path, capsys: Any) -> None:
@@ -314,12 +416,23 @@ def test_the_target_runs_where_nothing_can_be_installed(tmp_path: Path) -> None:
 
 def test_the_source_is_told_by_its_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = gpu.fingerprint()
-    assert before == gpu.fingerprint()
+    assert before == gpu.fingerprint("latency")
     (tmp_path / "biases").mkdir()
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     empty = gpu.fingerprint()
     (tmp_path / "biases" / "kernel.cpp").write_text("int x;")
     assert len({before, empty, gpu.fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("changed", ["tests/test_new.py", "properties/cases.py", "conftest.py", "pyproject.toml"])
+def test_other_tests_are_run_afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str) -> None:
+    """And nothing is measured again for their sake."""
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    before = [gpu.fingerprint(piece) for piece in gpu_pieces.PIECES]
+    (tmp_path / changed).parent.mkdir(exist_ok=True)
+    (tmp_path / changed).write_text("x = 1\n")
+    after = [gpu.fingerprint(piece) for piece in gpu_pieces.PIECES]
+    assert [name for name, a, b in zip(gpu_pieces.PIECES, before, after, strict=True) if a != b] == ["tests"]
 
 
 def test_half_a_file_is_none(tmp_path: Path) -> None:

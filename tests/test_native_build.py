@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -71,15 +70,33 @@ def test_several_that_want_it_at_once_compile_it_once(compiler):
 
 
 def test_a_cache_that_cannot_be_written_to_is_replaced(monkeypatch, tmp_path):
-    """A file stands where the folder ought to be; the temporary folder goes with the process."""
+    """A file stands where the folder ought to be; one temporary folder serves the process, and goes with it."""
     (tmp_path / "biases").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = build.cache_folder()
-    try:
-        assert folder.is_dir()
-        assert tmp_path not in folder.parents
-    finally:
-        shutil.rmtree(folder)
+    assert folder.is_dir()
+    assert tmp_path not in folder.parents
+    assert build.cache_folder() == folder
+
+
+@pytest.mark.parametrize(("cache", "home"), [("cache", "/nowhere"), ("", "~nobody-of-this-name")])
+def test_nothing_is_kept_below_the_working_directory(monkeypatch, tmp_path, cache, home):
+    """Relative names of the cache, or a home that is not known."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setenv("HOME", home)
+    assert build.wanted_folder() is None
+    assert build.cache_folder().is_absolute()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_in_a_folder_that_cannot_be_written_to_is_used(compiler, monkeypatch):
+    """As in an image whose cache was filled when it was made."""
+    runs = compiler(WRITES)
+    first = build._built(build.find_compiler(), (), ())
+    monkeypatch.setattr(build, "cache_folder", lambda: pytest.fail("a folder to write to was asked for"))
+    assert build._built(build.find_compiler(), (), ()) == first
+    assert runs() == 2
 
 
 @pytest.mark.parametrize(
@@ -125,13 +142,16 @@ def test_it_can_be_switched_off(monkeypatch):
         attend(Q, Q, Q, backend="native")
 
 
-def test_importing_compiles_nothing(tmp_path):
-    """Neither the package nor its command line."""
-    code = "import biases, biases.cli; from biases.backends import native; print(native.__name__)"
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(tmp_path / "nowhere")}
+@pytest.mark.parametrize(("used", "runs"), [("native.__name__", 0), ("native.available()", 2)])
+def test_importing_compiles_nothing(compiler, tmp_path, used, runs):
+    """Neither the package nor its command line runs the compiler; asking for the kernel does, once with OpenMP."""
+    counted = compiler("exit 1")
+    code = f"import biases, biases.cli; from biases.backends import native; print({used})"
+    environment = {name: value for name, value in os.environ.items() if name != "BIASES_NATIVE"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout) == (0, "biases.backends.native\n"), done.stderr
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 0, done.stderr
+    assert counted() == runs
+    assert (tmp_path / "cache").exists() == bool(runs)
 
 
 @pytest.mark.skipif(not native.available()[0], reason=f"no native kernel here: {native.available()[1]}")

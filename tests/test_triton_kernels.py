@@ -6,19 +6,22 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from biases import ALiBi, ExponentialDecay, KeyBias, KeyGate, LowRankBias, ManhattanDecay, attend
 from biases.attention import _problem
 from biases.axial import attend_decomposed
 from biases.backends import Problem, triton
-from biases.backends.triton import decomposed
+from biases.backends.triton import decomposed, support
+from biases.backends.triton.blocks import precision
+from biases.backends.triton.plan import plan_terms
 from biases.positions import Rotary
 
 installed = importlib.util.find_spec("triton") is not None
@@ -89,7 +92,7 @@ def test_a_named_backend_that_cannot_run_says_why() -> None:
 def test_what_one_kernel_for_both_passes_refuses(shape: tuple[int, ...], options: dict[str, Any], reason: str) -> None:
     q = torch.randn(shape)
     terms = {"biases": (), "weights": "softmax", "decay": None} | options
-    assert reason in str(decomposed.why_not(q, q, **terms))
+    assert reason in str(decomposed.why_not(q, q, q, **terms))
 
 
 def test_passes_that_no_kernel_takes_whole_go_one_by_one() -> None:
@@ -120,6 +123,146 @@ def test_both_ways_refuse_the_same_arguments(options: dict[str, Any]) -> None:
     assert str(one.value) == str(two.value)
 
 
+def transforms() -> dict[str, Callable[..., Any]]:
+    """Name -> (x, function) -> calls ``function`` with ``x`` under a transform."""
+
+    def batched(x: torch.Tensor, function: Callable[[torch.Tensor], Any]) -> None:
+        torch.func.vmap(lambda y: (function(y), y)[1])(x[None])
+
+    def dual(x: torch.Tensor, function: Callable[[torch.Tensor], Any]) -> None:
+        with forward_ad.dual_level():
+            function(forward_ad.make_dual(x, torch.ones_like(x)))
+
+    return {"vmap": batched, "forward mode": dual}
+
+
+@pytest.mark.parametrize("transform", ["vmap", "forward mode"])
+@pytest.mark.parametrize("which", range(5))
+def test_transformed_tensors_are_refused(monkeypatch: pytest.MonkeyPatch, which: int, transform: str) -> None:
+    """Wherever in the problem they are; without a transform the kernels would run."""
+    monkeypatch.setattr(triton, "why_no_kernels", lambda x: None)
+    x, keys = torch.ones(1, 2, 4, 8), torch.zeros(1, 2, 4)
+
+    def why(parts: list[torch.Tensor]) -> str | None:
+        q, k, v, bias, log = parts
+        gate = KeyGate(log, renormalise=False)
+        return triton.why_not(
+            _problem(q, k, v, KeyBias(bias), gate, "sigmoid", None, None, False, None, None, 0.0, None)
+        )
+
+    parts, found = [x, x, x, keys, keys], []
+    assert why(parts) is None
+    transforms()[transform](parts[which], lambda y: found.append(why([*parts[:which], y, *parts[which + 1 :]])))
+    assert found == [triton.TRANSFORMED]
+
+
+@pytest.mark.parametrize("transform", ["vmap", "forward mode"])
+@pytest.mark.parametrize("which", range(4))
+def test_transformed_maps_are_refused(monkeypatch: pytest.MonkeyPatch, which: int, transform: str) -> None:
+    monkeypatch.setattr(decomposed, "why_no_kernels", lambda x: None)
+    x, rates, found = torch.ones(1, 2, 3, 3, 8), torch.tensor([-0.1, -0.2]), []
+
+    def why(parts: list[torch.Tensor]) -> str | None:
+        decay = ExponentialDecay(torch.tensor([-0.1, -0.2]), symmetric=True)
+        decay._slopes = parts[3]
+        return decomposed.why_not(*parts[:3], biases=(), weights="softmax", decay=decay)
+
+    parts = [x, x, x, rates]
+    assert why(parts) is None
+    transforms()[transform](parts[which], lambda y: found.append(why([*parts[:which], y, *parts[which + 1 :]])))
+    assert found == [triton.TRANSFORMED]
+
+
+@pytest.fixture
+def _precision() -> Iterator[None]:
+    """Both ways to choose the precision of products in float32 are as they were afterwards."""
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_precision")
+def test_products_are_as_exact_as_the_user_asked() -> None:
+    """By the older function and by the newer attribute, after which the older one can no longer be asked."""
+    assert precision(torch.float32) == "ieee"
+    torch.set_float32_matmul_precision("high")
+    assert precision(torch.float32) == "tf32"
+    assert precision(torch.bfloat16) == "ieee"
+    torch.set_float32_matmul_precision("highest")
+    assert precision(torch.float32) == "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert precision(torch.float32) == "tf32"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    assert precision(torch.float32) == "ieee"
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "version", "reason"),
+    [
+        ((8, 0), "3.5.0", None),
+        ((9, 0), "3.10.1", None),
+        ((7, 5), "3.9.0", "the device has (7, 5)"),
+        ((9, 0), "3.4.0", "triton 3.4.0 is older than 3.5"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_device_is_asked_while_compiling_too(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str, reason: str | None, compiled: bool
+) -> None:
+    """A device or a Triton that is too old is told in traced functions as anywhere."""
+    import triton as package
+
+    from biases.backends.triton import traced
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(package, "__version__", version)
+
+    # Compiled functions are kept by their code.
+    torch.compiler.reset()
+
+    def told(x: torch.Tensor) -> torch.Tensor:
+        why = traced.why_unsupported if compiled else support.why_unsupported
+        return x if why("cuda", 0) is None else x + 1
+
+    run = torch.compile(told, fullgraph=True, backend="eager", dynamic=False) if compiled else told
+    assert bool(run(torch.zeros(1))) == (reason is not None)
+    assert reason is None or reason in str(support.why_unsupported("cuda", 0))
+
+
+def test_tensors_of_the_cpu_are_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed slopes, key biases and gates that were made on the CPU: each call would wait for the device otherwise."""
+    decay = ExponentialDecay(torch.tensor([-0.1, -0.2]), symmetric=True, placement="logits")
+    terms = (ALiBi(torch.ones(2)), KeyBias(torch.zeros(1, 2, 4)))
+    gate, meta = KeyGate(torch.zeros(1, 2, 4)), torch.device("meta")
+    copied, real = [], torch.Tensor.to
+
+    def counted(x: torch.Tensor, *to: Any, **options: Any) -> torch.Tensor:
+        if x.device.type == "cpu" and meta in to:
+            copied.append(x)
+        return real(x, *to, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    for _ in range(3):
+        made = plan_terms("sigmoid-normalised", terms, decay, gate, 2, meta)
+        assert all(x is not None and x.device == meta for x in (made.inside, made.key_inside, made.key_between))
+    assert len(copied) == 4
+
+
+def test_terms_are_brought_to_their_form_in_traced_functions() -> None:
+    decay = ExponentialDecay(torch.tensor([-0.1, -0.2]), symmetric=True, placement="logits")
+    terms, gate = (ALiBi(torch.ones(2)), KeyBias(torch.ones(1, 2, 4))), KeyGate(torch.full((1, 2, 4), -1.0))
+
+    def numbers(x: torch.Tensor) -> list[torch.Tensor | None]:
+        made = plan_terms("sigmoid-normalised", terms, decay, gate, 2, x.device)
+        return [made.inside, made.key_inside, made.key_between]
+
+    x = torch.zeros(1)
+    compiled = torch.compile(numbers, fullgraph=True, backend="eager")(x)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, numbers(x), strict=True))
+
+
 @pytest.mark.parametrize("side", [1, 5, 31, 32])
 def test_masks_are_packed_bit_by_bit(side: int) -> None:
     mask = torch.rand(3, side, side, generator=torch.Generator().manual_seed(side)) < 0.5
@@ -132,10 +275,15 @@ def test_masks_are_packed_bit_by_bit(side: int) -> None:
 STRIDES = {"q": 4, "k": 4, "v": 4, "out": 4, "grad": 4, "dq": 4, "dk": 4, "dv": 4, "inside": 3, "between": 3}
 HALF = {"q", "k", "v", "out", "grad", "dq", "dk", "dv", "dy_first"}
 COUNTS = {"heads", "queries", "keys", "offset", "window"}
+LENGTHS = {"queries", "keys", "offset"}
 
 
 def compile_for_h100(name: str, constants: dict[str, Any], missing: set[str], options: dict[str, int]) -> int:
-    """Compile a kernel of bfloat16 for compute capability 9.0; bytes of shared memory that a program takes."""
+    """Compile a kernel of bfloat16 for compute capability 9.0; bytes of shared memory that a program takes.
+
+    Pointers, strides and lengths are multiples of 16, as launches on the tensors of a layer tell the compiler: only
+    then are tiles copied asynchronously, each stage into shared memory of its own.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -145,6 +293,7 @@ def compile_for_h100(name: str, constants: dict[str, Any], missing: set[str], op
     maps = module.startswith("decomposed")
     signature: dict[str, Any] = {}
     fixed: dict[tuple[int, ...], Any] = {}
+    aligned: list[tuple[int, ...]] = []
     for index, argument in enumerate(kernel.arg_names):
         stem = argument.removesuffix("_strides")
         if argument in constants or argument in missing:
@@ -153,21 +302,30 @@ def compile_for_h100(name: str, constants: dict[str, Any], missing: set[str], op
             count = 5 if maps else STRIDES[stem]
             signature[argument] = ("i32",) * (count - 1) + ("constexpr",)
             fixed[(index, count - 1)] = 1
+            aligned += [(index, n) for n in range(count - 1)]
         elif argument == "masks":
             signature[argument] = ("i32", "i32")
         elif argument in COUNTS:
             signature[argument] = "i32"
+            if argument in LENGTHS:
+                aligned.append((index,))
         elif argument == "scale":
             signature[argument] = "fp32"
         else:
             signature[argument] = "*i32" if argument.endswith("_bits") else "*bf16" if argument in HALF else "*fp32"
-    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+            aligned.append((index,))
+    attributes = {place: [["tt.divisibility", 16]] for place in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
     return int(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared)
 
 
 def shared_memory(describe: Callable[..., tuple[Any, ...]], *arguments: Any) -> int:
     """Bytes of shared memory that a program of the described kernel takes."""
     return compile_for_h100(*describe(*arguments))
+
+
+def as_described(*description: Any) -> tuple[Any, ...]:
+    return description
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +379,16 @@ PAIR_KERNELS = ("forward", "backward_queries", "backward_keys")
 def test_kernels_of_pairs_compile(compiler, name: str) -> None:
     """Every construct of the kernels: all terms, all gradients, in the smallest blocks."""
     assert compiler(pair_kernel, name, 16, "log-sigmoid", True, 7, True) <= SHARED
+
+
+@needs_triton
+def test_the_compiled_kernel_is_the_one_with_stages(compiler) -> None:
+    """Each tile in flight has memory of its own, which it has only where loads are known to be aligned."""
+    name, constants, missing, options = pair_kernel("forward", 16, "sigmoid", False, 0, True)
+    one, three = (
+        compiler(as_described, name, constants, missing, options | {"num_stages": stages}) for stages in (1, 3)
+    )
+    assert one < three
 
 
 @needs_triton

@@ -11,9 +11,10 @@ from biases import ALiBi, KeyGate, attend, zoo
 from biases._calls import problems, recorded, replaced
 from biases.attention import BACKENDS
 from biases.backends.fused import formulate
-from biases.bench import modules, operators
+from biases.bench import module_checks, modules, operators
 from biases.bench.operators import Operator
 from biases.bench.workloads import LEVELS, Setting, from_calls, names, prepare, record
+from biases.layers.self_attention import SelfAttention
 
 SMALL = {"batch": 2, "heads": 2, "length": 36, "head_dim": 8}
 BOTH = ("forward", "forward+backward")
@@ -212,9 +213,83 @@ def test_wrong_layers_are_found(monkeypatch):
     setting = Setting(**SMALL)
     ours, x = modules.build_layer("alibi", setting, "auto")
     other, _ = modules.build_layer("alibi", replace(setting, seed=1), "auto")
-    modules.check_same_function(ours, ours, x, setting, "same")
+    module_checks.check_same_function(ours, ours, x, setting, "same")
     with pytest.raises(AssertionError, match="other: output"):
-        modules.check_same_function(other, ours, x, setting, "other")
+        module_checks.check_same_function(other, ours, x, setting, "other")
+
+
+def _in_training(fault):
+    """A change of ``attend`` that only gradients or modes of training see."""
+
+    def planted(q, k, v, **options):
+        return fault(attend(q, k, v, **options)) if torch.is_grad_enabled() else attend(q, k, v, **options)
+
+    return planted
+
+
+@pytest.mark.parametrize("level", ["model", "training"])
+@pytest.mark.parametrize("fault", [lambda out: out * torch.nan, lambda out: out * 1.1, _WrongGradient.apply])
+def test_wrong_steps_are_found(monkeypatch, level, fault):
+    monkeypatch.setattr("biases.layers.self_attention.attend", _specified_aside(_in_training(fault)))
+    setting = Setting(batch=2, heads=2, length=16, head_dim=8, direction=BOTH[1])
+    with pytest.raises(AssertionError, match="char-gpt: "):
+        prepare(level, "char-gpt", setting).check()
+
+
+def _specified_aside(planted):
+    def chosen(q, k, v, *, backend, **options):
+        return (planted if backend == "auto" else attend)(q, k, v, backend=backend, **options)
+
+    return chosen
+
+
+def test_a_model_that_is_wrong_in_training_mode_alone_is_found(monkeypatch):
+    """The mode of training is that in which it is timed."""
+
+    def planted(q, k, v, **options):
+        return attend(q, k, v, **options) * (1.1 if modes[-1] else 1.0)
+
+    modes, forward = [False], SelfAttention.forward
+
+    def seen(self, *given, **options):
+        modes.append(self.training and self.backend == "auto")
+        return forward(self, *given, **options)
+
+    monkeypatch.setattr(SelfAttention, "forward", seen)
+    monkeypatch.setattr("biases.layers.self_attention.attend", planted)
+    setting = Setting(batch=2, heads=2, length=16, head_dim=8)
+    prepare("model", "char-gpt", setting).check()
+    with pytest.raises(AssertionError, match="char-gpt: output"):
+        prepare("model", "char-gpt", replace(setting, direction=BOTH[1])).check()
+
+
+@pytest.mark.parametrize("result", [torch.tensor(torch.nan), torch.tensor(1.0)])
+def test_the_step_itself_is_compared(monkeypatch, result):
+    """Not a pass through the same model beside it."""
+    monkeypatch.setattr("biases.bench.module_checks.training_step", lambda module, x, loss: lambda: (result,))
+    setting = Setting(batch=2, heads=2, length=16, head_dim=8, direction=BOTH[1])
+    with pytest.raises(AssertionError, match="char-gpt: output"):
+        prepare("training", "char-gpt", setting).check()
+
+
+def test_dropout_that_is_asked_for_is_run_but_not_compared():
+    setting = Setting(batch=2, heads=2, length=16, head_dim=8, direction=BOTH[1])
+    workload = prepare("training", "char-gpt[dropout=0.1]", setting)
+    assert workload.checked == "loss and gradients in training mode without dropout"
+    workload.check()
+    assert not torch.equal(workload.run()[0], workload.run()[0])
+
+
+def test_results_that_are_not_finite_at_full_size_are_found(monkeypatch):
+    """Where the comparison is at a smaller size."""
+    setting = Setting(batch=1, heads=2, length=modules.CHECKED_TOKENS["layer"] + 1, head_dim=8)
+
+    def planted(q, k, v, **options):
+        return attend(q, k, v, **options) * (torch.nan if q.shape[2] == setting.length else 1.0)
+
+    monkeypatch.setattr("biases.layers.self_attention.attend", planted)
+    with pytest.raises(AssertionError, match="alibi: result 0 of the run at 513 tokens is not finite"):
+        prepare("layer", "alibi", setting).check()
 
 
 def test_long_inputs_of_layers_are_cut_for_the_check():
@@ -222,12 +297,16 @@ def test_long_inputs_of_layers_are_cut_for_the_check():
     assert modules.checked_setting("layer", "alibi", long).length == modules.CHECKED_TOKENS["layer"]
     assert modules.checked_setting("layer", "swin", long).length == 16**2
     assert modules.checked_setting("layer", "swin", replace(long, length=49)).length == 49
-    assert prepare("layer", "alibi", long).checked == "outputs of 1 x 512 tokens"
+    checked = prepare("layer", "alibi", long).checked
+    assert checked == "outputs, of 1 x 512 tokens; of all only that results are finite"
 
 
 @pytest.mark.parametrize("backend", ["fused", "dense", "reference"])
 def test_a_backend_can_be_named(backend):
-    prepare("operator", "alibi", Setting(**SMALL), backend=backend).check()
+    for level, name in (("operator", "alibi"), ("layer", "alibi"), ("model", "char-gpt[attention=alibi]")):
+        workload = prepare(level, name, Setting(**SMALL), backend=backend)
+        workload.check()
+        assert set(workload.formulations()) == {backend}
     assert backend in BACKENDS
     with pytest.raises(ValueError, match="did you mean 'fused'"):
         prepare("operator", "alibi", Setting(**SMALL), backend="fuse")

@@ -1,4 +1,4 @@
-"""What a call costs whatever the machine's mood: operations, operators, allocated bytes, kernels, graph breaks.
+"""What a call costs whatever the machine's mood: operators, allocated bytes, kernels, graph breaks.
 
 Each count is equal between two runs with one version of torch, one kind of device and, on the CPU, one number of
 threads.
@@ -14,46 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-
-from biases._calls import STAND_IN, replaced
-from biases.attention import attend
-from biases.bench.operators import Operator
 
 Call = Callable[[], object]
 
 
-def operations(call: Call, *, backward: bool) -> int:
-    """Floating-point operations of the matrix products, convolutions and attention kernels that ``call()`` makes.
-
-    An attention kernel of torch counts as dense, causal or not: 2 products a pair forward, 5 backward. A call of
-    ``attend`` in which torch's counter sees no operation, as that of a kernel of our own, counts with its nominal
-    operations (:meth:`biases.bench.operators.Operator.flops`). Elementwise work is not counted.
-    """
-    unseen = 0
-
-    def watched(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        nonlocal unseen
-        before = counter.operations
-        token = STAND_IN.set(None)
-        try:
-            out = attend(q, k, v, **options)
-        finally:
-            STAND_IN.reset(token)
-        if counter.operations == before:
-            unseen += Operator(q, k, v, options, (), out if backward else None).flops()
-        return out
-
-    with _Counting() as counter, replaced(watched):
-        call()
-    return counter.operations + unseen
-
-
 def operators(call: Call) -> int:
-    """Operators that ``call()`` dispatches, views included."""
+    """Operators that ``call()`` dispatches, views included: another formulation of the same attention has others."""
     with _Counting() as counter:
         call()
     return counter.operators
@@ -103,25 +71,13 @@ def graph_breaks(call: Call) -> int:
 
 
 class _Counting(TorchDispatchMode):
-    """Counts operators, and operations by torch's own formulas.
-
-    :class:`torch.utils.flop_counter.FlopCounterMode` cannot be used: the hooks with which it follows modules refuse
-    :func:`torch.autograd.grad`.
-    """
-
     def __init__(self) -> None:
         super().__init__()
-        self.operators = self.operations = 0
-        self._formulas = {**flop_registry, **_formulas()}
+        self.operators = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        out = func(*args, **options)
         self.operators += 1
-        formula = self._formulas.get(func.overloadpacket)
-        if formula is not None:
-            self.operations += formula(*args, **options, out_val=out)
-        return out
+        return func(*args, **(kwargs or {}))
 
 
 def _cuda_allocated(device: torch.device) -> int:
@@ -138,22 +94,3 @@ def _events(call: Call, activities: Sequence[ProfilerActivity], **options: Any) 
         trace = Path(folder, "trace.json")
         recorded.export_chrome_trace(str(trace))
         return json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-
-
-def _formulas() -> dict[Any, Any]:
-    """Of operators that torch has no formula for."""
-    found = {
-        "_scaled_dot_product_flash_attention_for_cpu": _attention,
-        "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
-    }
-    return {getattr(torch.ops.aten, name): formula for name, formula in found.items() if hasattr(torch.ops.aten, name)}
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> int:
-    """Logits and output of (B, H, L, D), (B, H, S, D) and (B, H, S, Dv)."""
-    return 2 * q.shape[:3].numel() * k.shape[2] * (q.shape[3] + v.shape[3])
-
-
-def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> int:
-    """The logits again, and the gradients of values, weights, queries and keys."""
-    return 2 * q.shape[:3].numel() * k.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])

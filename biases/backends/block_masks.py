@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from biases.backends.geometry import Geometry
+from biases.backends.streams import capturing, finished
 from biases.backends.terms import Problem
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def block_mask(problem: Problem) -> BlockMask | None:
     if problem.keep is None and problem.mask is None:
         if not geometry.causal:
             return None
-        if torch.compiler.is_compiling() or type(problem.q) is not Tensor:
+        if torch.compiler.is_compiling() or type(problem.q) is not Tensor or capturing(device):
             return _of_geometry(geometry, device)
         return _cached(geometry, device)
     some, every = _blocks(geometry, device)
@@ -52,7 +53,9 @@ def _of_geometry(geometry: Geometry, device: torch.device) -> BlockMask:
 def _cached(geometry: Geometry, device: torch.device) -> BlockMask:
     # What is made in inference mode could not be used in training later.
     with torch.inference_mode(False):
-        return _of_geometry(geometry, device)
+        made = _of_geometry(geometry, device)
+    finished(device)
+    return made
 
 
 def _blocks(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:

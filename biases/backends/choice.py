@@ -31,16 +31,26 @@ FAMILIES = {
     "relative-learned": "the same with gradients",
     "map": "a bias or decay of the places on a map, or of unknown structure",
     "map-learned": "the same with gradients",
-    "small": "a bias of places, or one with a mask over pairs, of at most SMALL queries or keys (windows, decoding)",
+    "small": "a bias, keys left out, or a mask over pairs with either, of at most SMALL queries or keys (windows, "
+    "decoding)",
     "low-rank": "a low-rank bias",
     "mask": "a mask over pairs and nothing else",
     "masked": "a mask over pairs with a bias or causality",
     "sigmoid": "sigmoid weights, normalised or not",
     "linear": "linear weights (retention)",
     "after": "softmax weights with what needs their plain row sums: decay after them, dropout, a gate with eps",
+    "decomposed": "rows, then columns of a map of at most MAP_PIXELS pixels (attend_decomposed)",
+    "decomposed-large": "rows, then columns of a larger map",
 }
 # FlexAttention pads queries and keys to blocks of 128; a dense tile of so few costs no more memory than the inputs.
 SMALL = 128
+# One kernel for both passes reads and writes half of what two passes do, and launches once. It multiplies tiles of
+# T x T, T being 64 in half precision and 32 in float32: with n tiles to a map and p programs, p (2 n + 2) of them. Two
+# passes multiply at least two such tiles for each row and each column, as their kernels pad short lines: 2 (H + W).
+# Up to these pixels, whatever the sides, the former are no more than the latter (16 x 16 in half precision: 40 and 64);
+# from there on the product grows as the square of the pixels: in float32, 16 x 16 takes 144 for 64.
+MAP_PIXELS = {2: 256, 4: 64}
+"""Bytes of a number -> most pixels of a map that is for one kernel."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,18 @@ _REDUCED = (
     _UNMEASURED + "own kernel adds up the gradients of slopes; FlexAttention's atomic additions are spread over a table"
 )
 _SCATTER = _UNMEASURED + "FlexAttention's atomic additions are spread over a table; the other way is dense tiles"
+_PASSES = "two passes, each of a family of its own"
+_ONE_KERNEL = _UNMEASURED + "one kernel for both passes moves half the bytes, for no more products of padded tiles"
 _TRITON = _UNMEASURED + "own kernel for what neither stock attention nor FlexAttention computes"
+
+_STOCK_ON_CPU = ("plain", "linear", "decomposed")
 
 ORDER: dict[tuple[str, str], Row] = {
     ("cpu", "plain"): Row((), _STOCK),
     ("cpu", "linear"): Row((), "chunkwise does less work than any kernel over pairs"),
-    **{("cpu", name): Row(("native",), _CPU) for name in FAMILIES if name not in ("plain", "linear")},
+    ("cpu", "decomposed"): Row((), _PASSES),
+    ("cpu", "decomposed-large"): Row((), _PASSES),
+    **{("cpu", name): Row(("native",), _CPU) for name in FAMILIES if name.partition("-")[0] not in _STOCK_ON_CPU},
     ("cuda", "plain"): Row((), _UNMEASURED + _STOCK),
     ("cuda", "key"): Row(("flex",), _FLEX),
     ("cuda", "key-learned"): Row((), _ATOMIC),
@@ -80,6 +96,8 @@ ORDER: dict[tuple[str, str], Row] = {
     ("cuda", "sigmoid"): Row(("triton",), _TRITON),
     ("cuda", "linear"): Row((), _UNMEASURED + "chunkwise does less work than any kernel over pairs"),
     ("cuda", "after"): Row(("triton",), _TRITON),
+    ("cuda", "decomposed"): Row(("triton",), _ONE_KERNEL),
+    ("cuda", "decomposed-large"): Row((), _UNMEASURED + "one kernel would multiply more than two passes do"),
 }
 """(device type, family) -> row. Devices that are not in it run ``fused``."""
 
@@ -115,15 +133,38 @@ def family(problem: Problem) -> str:
     if any(isinstance(term, LowRankBias) for term in biases):
         return "low-rank"
     if biases or gated or problem.keep is not None:
+        if small:
+            return "small"
         gradient = any(learned(term) for term in biases) or (gated and gate.log.requires_grad)  # type: ignore[union-attr]
         return "key-learned" if gradient and torch.is_grad_enabled() else "key"
     return "plain"
 
 
+def family_of_map(q: Tensor) -> str:
+    """The family of :func:`biases.attend_decomposed` with queries ``q``, (B, heads, H, W, D)."""
+    most = MAP_PIXELS.get(q.element_size(), 0)
+    return "decomposed" if q.shape[2] * q.shape[3] <= most else "decomposed-large"
+
+
 def direction(problem: Problem) -> str:
     """``"forward+backward"`` where gradients of the queries, keys or values will be asked for, else ``"forward"``."""
-    asked = torch.is_grad_enabled() and any(x.requires_grad for x in (problem.q, problem.k, problem.v))
+    return _direction(problem.q, problem.k, problem.v)
+
+
+def _direction(*tensors: Tensor) -> str:
+    asked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return "forward+backward" if asked else "forward"
+
+
+def one_kernel(q: Tensor, k: Tensor, v: Tensor, *, device: str | None = None) -> bool:
+    """Whether ``attend_decomposed(backend="auto")`` asks the kernel that runs both passes before it makes them.
+
+    Args:
+        q, k: (B, heads, H, W, D); v: (B, heads, H, W, Dv).
+        device: type of the device, that of ``q`` by default.
+    """
+    device = q.device.type if device is None else device
+    return "triton" in dict(_row(device, family_of_map(q), q.dtype, _direction(q, k, v)))
 
 
 def why_not(name: str, problem: Problem) -> str | None:
@@ -186,19 +227,21 @@ def _of_compiler(error: Exception) -> bool:
     return isinstance(error, CompilationFailed) or type(error).__module__.partition(".")[0] == "triton"
 
 
+def _row(device: str, kind: str, dtype: torch.dtype, asked: str) -> list[tuple[str, str]]:
+    """The backends of a row, with the evidence for each; a measurement comes before the order."""
+    row = ORDER.get((device, kind), Row((), ""))
+    order = [(name, row.evidence) for name in row.order]
+    fastest = MEASURED.get((kind, str(dtype).removeprefix("torch."), asked)) if device == "cuda" else None
+    if fastest == "fused":
+        return []
+    if fastest is None:
+        return order
+    return [(fastest, MEASURED_EVIDENCE), *(each for each in order if each[0] != fastest)]
+
+
 def _order(problem: Problem) -> Iterator[tuple[str, str]]:
     """The backends to try before ``fused``, with the evidence for each."""
-    device, kind = problem.q.device.type, family(problem)
-    row = ORDER.get((device, kind))
-    if row is None:
-        return
-    order = [(name, row.evidence) for name in row.order]
-    if device == "cuda" and MEASURED:
-        fastest = MEASURED.get((kind, str(problem.q.dtype).removeprefix("torch."), direction(problem)))
-        if fastest == "fused":
-            return
-        if fastest is not None:
-            order = [(fastest, MEASURED_EVIDENCE), *(each for each in order if each[0] != fastest)]
+    order = _row(problem.q.device.type, family(problem), problem.q.dtype, direction(problem))
     for name, evidence in order:
         half = problem.q.dtype in (torch.float16, torch.bfloat16)
         # In half precision the native kernel works by way of float32, which pays only where nothing is fused.

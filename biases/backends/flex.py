@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from biases.backends.block_masks import block_mask
 from biases.backends.keybias import extra_channels, pad_channels
 from biases.backends.score_mods import learned
 from biases.backends.terms import KeyBias, LowRank, LowRankBias, PairTerm, Problem, ScoreMod
+from biases.backends.transforms import transformed
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -66,6 +68,9 @@ def why_not(problem: Problem) -> str | None:
     """Why FlexAttention cannot run ``problem``; ``None`` if it can."""
     if problem.q.device.type != "cuda":
         return "FlexAttention is used on CUDA only: on the CPU it is slower and has no backward"
+    compiling = torch.compiler.is_compiling()
+    if not compiling and transformed(problem):
+        return "FlexAttention has no rule for torch.func transforms"
     reason = inexpressible(problem)
     if reason is not None:
         return reason
@@ -73,12 +78,10 @@ def why_not(problem: Problem) -> str | None:
         return "FlexAttention's kernels compute in float32"
     if max(problem.q.shape[-1], problem.v.shape[-1]) > LARGEST_WIDTH:
         return f"FlexAttention's kernels hold heads of at most {LARGEST_WIDTH} channels"
-    if torch.compiler.is_compiling():
+    if compiling:
         return None
     if not _HAS_TRITON:
         return "FlexAttention's kernels need triton, which is not installed"
-    if _transformed(problem.q, problem.k, problem.v):
-        return "FlexAttention has no rule for torch.func transforms"
     failure = _failed.get(_family(problem))
     return None if failure is None else f"FlexAttention's kernel did not compile here: {failure}"
 
@@ -110,10 +113,10 @@ def run(problem: Problem) -> Tensor:
     reason = why_not(problem)
     if reason is not None:
         fail("backend 'flex'", "a problem that it can run", reason)
-    call = arguments(problem)
     if torch.compiler.is_compiling():
+        call = arguments(problem)
         return _flex(*call[:-1])[..., : call.width]
-    return _guarded(call, _family(problem))[..., : call.width]
+    return _guarded(lambda: arguments(problem), _family(problem))
 
 
 def arguments(problem: Problem) -> Call:
@@ -163,13 +166,6 @@ def _flex(
     return flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale)
 
 
-def _transformed(*tensors: Tensor) -> bool:
-    """Whether one of them is a tensor of ``torch.func.vmap`` or another transform."""
-    functorch = getattr(torch._C, "_functorch", None)
-    wrapped = getattr(functorch, "is_functorch_wrapped_tensor", None)
-    return wrapped is not None and any(wrapped(x) for x in tensors)
-
-
 def _family(problem: Problem) -> Family:
     """What problems share a compiled function.
 
@@ -204,25 +200,54 @@ def _kernel(family: Family) -> Callable[..., Tensor]:
     return _kernels[family]
 
 
-def _guarded(call: Call, family: Family) -> Tensor:
-    kernel, inputs = _kernel(family), (call.q, call.k, call.v)
-    rest = (call.score_mod, call.block_mask, call.scale)
+def _guarded(make: Callable[[], Call], family: Family) -> Tensor:
+    kernel = _kernel(family)
     try:
         if family not in _proved:
-            _prove(kernel, inputs, rest)
+            # Hidden from hooks around it: torch.utils.checkpoint counts what is saved, and its second run has no proof.
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                _prove(kernel, make())
             _proved.add(family)
-        return kernel(*inputs, *rest)
+        call = make()
+        return kernel(*call[:-1])[..., : call.width]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        # A proved kernel may raise what is none of its own, such as what torch.utils.checkpoint stops by.
+        if family in _proved and not _of_compiler(error):
+            raise
         _failed[family] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise CompilationFailed(f"FlexAttention: {_failed[family]}") from error
 
 
-def _prove(kernel: Callable[..., Tensor], inputs: tuple[Tensor, ...], rest: tuple[Any, ...]) -> None:
-    """Run a kernel once, forward and backward: a backward that fails to compile would else do so in the user's."""
-    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-    out = kernel(*leaves, *rest)
-    differentiable = [x for x in leaves if x.requires_grad]
-    if out.requires_grad and differentiable:
-        torch.autograd.grad(out, differentiable, torch.zeros_like(out))
+def _of_compiler(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx", "triton"))
+
+
+def _prove(kernel: Callable[..., Tensor], call: Call) -> None:
+    """Run a kernel once, forward and backward: a backward that fails to compile would else do so in the user's.
+
+    It is given leaves of its own, so that nothing of the graph before them runs.
+    """
+    leaves: dict[int, Tensor] = {}
+    out = kernel(*_detached(tuple(call[:-1]), leaves))
+    if out.requires_grad and leaves:
+        torch.autograd.grad(out, list(leaves.values()), torch.zeros_like(out), allow_unused=True)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _detached(part: Any, leaves: dict[int, Tensor]) -> Any:
+    """``part`` with a leaf for each tensor with gradient that it holds, or that a function in it has captured."""
+    if isinstance(part, Tensor):
+        if not part.requires_grad:
+            return part
+        return leaves.setdefault(id(part), part.detach().requires_grad_())
+    if type(part) in (list, tuple):
+        return type(part)(_detached(each, leaves) for each in part)
+    if isinstance(part, FunctionType) and part.__closure__:
+        cells = tuple(CellType(_detached(cell.cell_contents, leaves)) for cell in part.__closure__)
+        return FunctionType(part.__code__, part.__globals__, part.__name__, part.__defaults__, cells)
+    return part

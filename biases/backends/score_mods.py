@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from biases.backends.geometry import Geometry
+from biases.backends.streams import capturing, finished
 from biases.backends.terms import Form, PairTerm, PerKey, RelativeTable, ScoreMod, Toeplitz
 
 
@@ -38,7 +39,7 @@ _copies: Any = WeakTensorKeyDictionary()
 
 def on_device(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``x`` on ``device`` in ``dtype``; the copy of a tensor without gradient is kept for as long as the tensor."""
-    plain = x.requires_grad or x.is_inference() or torch.compiler.is_compiling()
+    plain = torch.compiler.is_compiling() or x.requires_grad or x.is_inference()
     if plain or x.device == device:
         return x.to(device, dtype)
     kept = _copies.setdefault(x, {})
@@ -47,7 +48,8 @@ def on_device(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         # What is made in inference mode could not be used in training later.
         with torch.inference_mode(False):
             copy = x.to(device, dtype)
-        if type(copy) is Tensor:
+        if type(copy) is Tensor and not capturing(device):
+            finished(device)
             kept[device, dtype] = (x._version, copy)
     return copy
 

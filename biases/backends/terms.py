@@ -16,52 +16,13 @@ import torch
 from torch import Tensor
 
 from biases._checks import fail, one_of, rank
+from biases.backends.forms import Form, LowRank, PerKey, Toeplitz
+from biases.backends.forms import RelativeTable as RelativeTable
 from biases.backends.geometry import Geometry
 
 PLACEMENTS = ("logits", "weights", "weights-renormalised")
 WEIGHTS = ("softmax", "sigmoid", "sigmoid-normalised", "linear")
 
-
-@dataclass(frozen=True)
-class PerKey:
-    """A number for each key, (B or 1, H or 1, S)."""
-
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class Toeplitz:
-    """A number for each distance, (H or 1, L + S - 1), in the order of :meth:`Geometry.distances`."""
-
-    table: Tensor
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """``left @ right.mT`` with left (H or 1, L, r) and right (H or 1, S, r)."""
-
-    left: Tensor
-    right: Tensor
-
-
-@dataclass(frozen=True)
-class RelativeTable:
-    """A number for each relative position: query ``i`` and key ``j`` have ``table[:, row[i] - column[j]]``.
-
-    Attributes:
-        table: (H or 1, entries); may carry gradients.
-        row: of each query, int32, (L,).
-        column: of each key, int32, (S,).
-        key: what ``row`` and ``column`` were made from; tables with the same key may be added up.
-    """
-
-    table: Tensor
-    row: Tensor
-    column: Tensor
-    key: tuple[object, ...]
-
-
-Form = PerKey | Toeplitz | LowRank | RelativeTable
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(score, b, h, q_idx, kv_idx) -> score``, as FlexAttention takes it."""

@@ -1,6 +1,10 @@
 """Measuring tools: interleaved times, peak memory, machine facts, and the attention benchmark built on them.
 
 Only ratios between what ran in the same rounds travel between machines; see :mod:`biases.bench.suite`.
+
+:func:`names` and :func:`prepare` give every variant of the zoo as something to run, with its floor and its check; see
+:mod:`biases.bench.workloads`. What ``biases bench`` does with them is :func:`biases.bench.run.bench`. An attention of
+your own is measured by :func:`bench_attention`.
 """
 
 from biases.bench.cases import Attention, Case
@@ -11,8 +15,10 @@ from biases.bench.results import BenchResult, Measurement
 from biases.bench.suite import bench_attention, nominal_flops
 from biases.bench.table import render
 from biases.bench.timing import Progress, Ratio, Samples, interleaved
+from biases.bench.workloads import LEVELS, Setting, Workload, names, prepare
 
 __all__ = [
+    "LEVELS",
     "Attention",
     "BenchResult",
     "Case",
@@ -21,11 +27,15 @@ __all__ = [
     "Progress",
     "Ratio",
     "Samples",
+    "Setting",
+    "Workload",
     "bench_attention",
     "ceilings",
     "facts",
     "interleaved",
+    "names",
     "nominal_flops",
     "peak_bytes",
+    "prepare",
     "render",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ class Ceilings:
     """Rates of the best of several rounds.
 
     Attributes:
-        matmul_flops_per_second: of ``torch.mm`` on square matrices, 2 n^3 operations each.
+        matmul_flops_per_second: of ``torch.mm`` on square matrices, 2 n^3 operations each. For half precision on the
+            CPU the larger of its rate and float32's, in which attention may compute.
         copy_bytes_per_second: of ``Tensor.copy_``, bytes read and bytes written together.
         matmul_size: n.
         copy_bytes: size of the buffer copied.
-        dtype: of the matrices, as in ``"float32"``.
+        dtype: that was asked for, as in ``"float32"``.
+        matmul_dtype: of the matrices of this rate.
     """
 
     matmul_flops_per_second: float
@@ -29,6 +32,7 @@ class Ceilings:
     matmul_size: int
     copy_bytes: int
     dtype: str
+    matmul_dtype: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -61,24 +65,35 @@ def ceilings(
     on_cuda = chosen.type == "cuda"
     n = positive_int("size", (8192 if on_cuda else 1024) if size is None else size)
     total = positive_int("copy_bytes", (1 << 30 if on_cuda else 1 << 26) if copy_bytes is None else copy_bytes)
-    # Not zeros: some processors multiply zeros faster, and pages never written to share one zero page.
-    a, b = (torch.full((n, n), 0.5, dtype=dtype, device=chosen) for _ in range(2))
-    product = torch.empty_like(a)
+    halves = (torch.float16, torch.bfloat16)
+    products = {
+        each: _product(n, each, chosen) for each in (dtype, torch.float32)[: 1 + (dtype in halves and not on_cuda)]
+    }
     source = torch.full((total,), 1, dtype=torch.uint8, device=chosen)
     target = torch.full_like(source, 2)
     samples = interleaved(
-        {"matmul": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)},
+        {**{f"matmul in {each}": run for each, run in products.items()}, "copy": lambda: target.copy_(source)},
         rounds=rounds,
         warmup=1,
         device=chosen,
     )
     for what, sample in samples.items():
         if sample.error is not None:
-            raise RuntimeError(f"{what} ceiling of {dtype} on {chosen}: {sample.error}")
+            raise RuntimeError(f"ceiling of {what} on {chosen}: {sample.error}")
+    shortest = {each: min(samples[f"matmul in {each}"].seconds) for each in products}
+    fastest = min(shortest, key=shortest.__getitem__)
     return Ceilings(
-        matmul_flops_per_second=2 * n**3 / min(samples["matmul"].seconds),
+        matmul_flops_per_second=2 * n**3 / shortest[fastest],
         copy_bytes_per_second=2 * total / min(samples["copy"].seconds),
         matmul_size=n,
         copy_bytes=total,
         dtype=str(dtype).removeprefix("torch."),
+        matmul_dtype=str(fastest).removeprefix("torch."),
     )
+
+
+def _product(n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], torch.Tensor]:
+    # Not zeros: some processors multiply zeros faster, and pages never written to share one zero page.
+    a, b = (torch.full((n, n), 0.5, dtype=dtype, device=device) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)

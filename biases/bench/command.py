@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, nargs="+", metavar="N", help=what)
     parser.add_argument("--direction", choices=DIRECTIONS, nargs="+", help=usual("direction"))
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of attend (default: %(default)s)")
-    parser.add_argument("--peers", action="store_true", help="also released libraries that offer the same bias")
+    parser.add_argument("--peers", action="store_true", help="also released libraries with the same operator or layer")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"timed rounds, at most {usual('rounds')}")
     what = f"budget of the rounds of each name {usual('seconds')}"
     parser.add_argument("--seconds", type=float, metavar="S", help=what)
@@ -155,7 +155,27 @@ def plan_of(options: argparse.Namespace) -> Any:
     names = options.names or zoo.names(kind)
     for name in names:
         zoo.trial(name)
+    _refuse_unused(options, names)
     return Plan(options.level, names, settings, options.backend, options.peers, chosen["rounds"], chosen["seconds"])
+
+
+def _refuse_unused(options: argparse.Namespace, names: list[str]) -> None:
+    """Refuse arguments that would be ignored.
+
+    Raises:
+        ValueError: peers at a level that has none, or heads for a model that has its own.
+    """
+    from biases.bench.peers import PEERS
+    from biases.bench.workloads import has_own_heads
+
+    levels = sorted({peer.level for peer in PEERS}, reverse=True)
+    if options.peers and options.level not in levels:
+        fail("--level with --peers", " or ".join(levels), options.level)
+    for argument in ("heads", "head_dim"):
+        given = getattr(options, argument)
+        for name in names if given is not None else ():
+            if has_own_heads(options.level, name):
+                fail(f"--{argument.replace('_', '-')} of {name!r}", "none, the model has its own", given)
 
 
 def show(rows: list[Row]) -> None:
@@ -165,5 +185,5 @@ def show(rows: list[Row]) -> None:
     from biases.bench.table import render_rows
 
     console = Console()
-    for table in render_rows(rows):
+    for table in render_rows(rows, console):
         console.print(table)

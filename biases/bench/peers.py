@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from biases.backends.terms import PerKey
-from biases.bench import modules, operators, workloads
+from biases.bench import module_checks, modules, operators, passes, workloads
 from biases.bench.operators import Operator
 from biases.testing.adapters.adapter import fetch, how_to_install
 
@@ -82,10 +82,10 @@ class Peer:
 
         def check() -> None:
             ours, theirs, x = build(smaller)
-            modules.check_same_function(theirs, ours, x, smaller, f"{self.name}, {subject}")
+            module_checks.check_same_function(theirs, ours, x, smaller, f"{self.name}, {subject}")
 
         _, theirs, x = build(setting)
-        return modules.run_layer(theirs, x, setting), check
+        return passes.run_layer(theirs, x, setting), check
 
 
 def peers_of(level: str, subject: str) -> list[Peer]:

@@ -18,10 +18,10 @@ class Row:
     Attributes:
         name: of the workload.
         level: see :mod:`biases.bench.workloads`.
-        setting: by name.
+        setting: by name, without what the model has of its own.
         peer: the library, ``None`` for ours.
         backend: that was asked for.
-        formulations: what ``backend="auto"`` does, each once.
+        formulations: what ``backend="auto"`` does, each once; the backend, where one was named.
         checked: what was compared with the specification, in words.
         status: ``"ok"``; ``"failed"`` (wrong results, hence not timed), ``"error"`` (it raised) or ``"skipped"``.
         message: why it is not ok; empty if it is.
@@ -30,8 +30,8 @@ class Row:
         peak_bytes, floor_peak_bytes: the most that one run held above what there was before, results included.
         extra_bytes, floor_extra_bytes: the same without the results.
         tokens_per_second: at the median time.
-        matmul_share: nominal operations a second over the measured rate of a plain matrix product. A method that does
-            less work than dense attention can exceed 1.
+        matmul_share: nominal operations a second over the measured rate of a plain matrix product, see
+            :class:`~biases.bench.Ceilings`. A method that does less work than dense attention can exceed 1.
         copy_share: bytes that must be moved a second, over the measured rate of a plain copy.
     """
 

@@ -17,7 +17,7 @@ from biases.bench.operators import tensors_bytes
 from biases.bench.peers import CannotRun, peers_of
 from biases.bench.rows import Row
 from biases.bench.timing import Samples, interleaved
-from biases.bench.workloads import LEVELS, Setting, Workload, prepare
+from biases.bench.workloads import LEVELS, Setting, Workload, has_own_heads, prepare
 from biases.registry import get
 
 Progress = Callable[[str, int, int], None]
@@ -87,7 +87,10 @@ def bench(plan: Plan, progress: Progress | None = None) -> Iterator[tuple[list[R
 
 def measure(plan: Plan, name: str, setting: Setting, rates: Ceilings) -> list[Row]:
     """The rows of one workload and of its peers."""
-    blank = Row(name=name, level=plan.level, setting=setting.as_dict(), backend=plan.backend)
+    stated = setting.as_dict()
+    if has_own_heads(plan.level, name):
+        del stated["heads"], stated["head_dim"]
+    blank = Row(name=name, level=plan.level, setting=stated, backend=plan.backend)
     try:
         workload = prepare(plan.level, name, setting, backend=plan.backend)
     except ValueError as unfit:

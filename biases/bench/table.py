@@ -10,9 +10,11 @@ from biases.bench.rows import Row
 from biases.bench.timing import Ratio
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-
+HEADINGS = ("ratio", "quartiles", "time", "tok/s", "memory", "floor's", "shares")
+TIMES = 4  # of the headings
 LEGEND = (
     "ratio: to attention without a bias in the same rounds; only ratios travel between machines. memory: beyond the "
     "results. shares: of the measured rates of matrix products and of copies."
@@ -48,42 +50,56 @@ def render(result: BenchResult) -> Table:
     return table
 
 
-def render_rows(rows: Sequence[Row]) -> list[Table]:
-    """Rows as rich tables, one for each setting."""
+def render_rows(rows: Sequence[Row], console: Console) -> list[Table]:
+    """Rows as rich tables, one for each setting, or two where one is too wide for ``console``: names stay whole."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.level, *row.setting.values()), []).append(row)
-    return [_of_setting(group) for group in groups.values()]
+        groups.setdefault((row.level, *row.setting.items()), []).append(row)
+    return [table for group in groups.values() for table in _of_setting(group, console)]
 
 
-def _of_setting(rows: Sequence[Row]) -> Table:
+def _of_setting(rows: Sequence[Row], console: Console) -> list[Table]:
+    from rich.text import Text
+
+    whole = _columns(rows, slice(0, None))
+    unlimited = console.options.update(width=10_000)
+    fits = console.measure(whole, options=unlimited).maximum <= console.width
+    tables = [whole] if fits else [_columns(rows, slice(0, TIMES)), _columns(rows, slice(TIMES, None))]
+    tables[0].title, tables[0].title_justify = Text(_title(rows)), "left"
+    notes = dict.fromkeys(f"checked against the specification: {row.checked}" for row in rows if row.checked)
+    for row in rows:
+        if row.status != "ok":
+            notes[f"{row.name}{f', {row.peer}' if row.peer else ''} {row.status}: {row.message.strip()}"] = None
+    notes[LEGEND] = None
+    tables[-1].caption, tables[-1].caption_justify = Text("\n".join(notes)), "left"
+    return tables
+
+
+def _title(rows: Sequence[Row]) -> str:
+    first = rows[0].setting
+    letters = {"B": "batch", "H": "heads", "L": "length", "D": "head_dim"}
+    known = {letter: first[name] for letter, name in letters.items() if name in first}
+    shape = f"({', '.join(known)}) = {tuple(known.values())}"
+    backend = "" if rows[0].backend == "auto" else f", backend {rows[0].backend}"
+    return f"{rows[0].level}, {first['direction']}, {shape}, {first['dtype']} on {first['device']}{backend}"
+
+
+def _columns(rows: Sequence[Row], which: slice) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    first = rows[0].setting
-    shape = tuple(first[name] for name in ("batch", "heads", "length", "head_dim"))
-    table = Table(
-        title=f"{rows[0].level}, {first['direction']}, (B, H, L, D) = {shape}, {first['dtype']} on {first['device']}",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-        title_justify="left",
-    )
-    table.add_column("name", overflow="fold")
-    table.add_column("by", overflow="fold")
-    for heading in ("ratio", "quartiles", "time", "tok/s", "memory", "floor's", "shares"):
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("by", overflow="fold", min_width=8)
+    for heading in HEADINGS[which]:
         table.add_column(heading, justify="right", no_wrap=True)
-    notes = dict.fromkeys(f"checked against the specification: {row.checked}" for row in rows if row.checked)
     for row in rows:
         by = row.peer or ", ".join(row.formulations)
         if row.status == "ok":
-            table.add_row(Text(row.name), Text(by), *_cells_of(row))
+            table.add_row(Text(row.name), Text(by), *_cells_of(row)[which])
         else:
             style = "dim" if row.status == "skipped" else "red"
             table.add_row(Text(row.name), Text(by), Text(row.status, style=style))
-            notes[f"{row.name}{f', {row.peer}' if row.peer else ''} {row.status}: {row.message.strip()}"] = None
-    notes[LEGEND] = None
-    table.caption, table.caption_justify = Text("\n".join(notes)), "left"
     return table
 
 

@@ -35,6 +35,7 @@ from biases.bench import operators
 from biases.bench._device import measured_device
 from biases.bench.cases import DIRECTIONS
 from biases.bench.operators import Operator
+from biases.registry import get
 
 LEVELS = ("operator", "layer", "model", "training")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -111,6 +112,11 @@ class Setting:
         return dict(vars(self))
 
 
+def has_own_heads(level: str, name: str) -> bool:
+    """Whether number and width of heads are those of the model ``name``, and not those of a :class:`Setting`."""
+    return level in ("model", "training") and get(name).traits.domain == "image"
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     """Something to run, its floor and its check.
@@ -128,7 +134,8 @@ class Workload:
         flops: counts the floating-point operations of the matrix products of a run, those of attention as if it were
             dense over the pairs that causality leaves.
         traffic: bytes that must be read and written at least once; ``None`` where it is not known.
-        formulations: names of the formulations that ``backend="auto"`` chooses, call by call.
+        formulations: call by call, the name of the formulation that ``backend="auto"`` chooses, or of the backend that
+            was named.
     """
 
     name: str
@@ -228,5 +235,5 @@ def from_calls(name: str, calls: Sequence[Call], setting: Setting, *, backend: s
         tokens=setting.batch * setting.length,
         flops=lambda: sum(each.flops() for each in made),
         traffic=sum(each.traffic() for each in made),
-        formulations=lambda: tuple(each.formulation.name for each in made),
+        formulations=lambda: tuple(each.formulation.name if backend == "auto" else backend for each in made),
     )

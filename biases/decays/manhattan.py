@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from biases._cache import kept
 from biases._checks import fail, one_of, positive_int, rank
 from biases.backends import DecayTerm, Geometry
 from biases.backends.score_mods import carries_gradient, manhattan, on_device
@@ -50,8 +51,7 @@ class ManhattanDecay(MapTerm, DecayTerm):
         rates = self.log_rates.to(device=device, dtype=dtype)[:, None]
         if 1 in (self.height, self.width):
             return Toeplitz(rates * geometry.distances(device).abs().to(dtype))
-        down, across = (steps.abs() for steps in self.steps(device))
-        return self.relative(rates * (down[:, None] + across).flatten().to(dtype))
+        return self.relative(rates * _distances(self.height, self.width, dtype, device))
 
     def score_mod(
         self, geometry: Geometry, device: torch.device, dtype: torch.dtype = torch.float32
@@ -77,3 +77,10 @@ class ManhattanDecay(MapTerm, DecayTerm):
             ExponentialDecay(self.log_rates, symmetric=True, placement=self.placement),
             ExponentialDecay(self.log_rates, symmetric=True, placement=self.placement),
         )
+
+
+@kept
+def _distances(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """|dy| + |dx| of every offset on a map, in raster order."""
+    down, across = (torch.arange(1 - n, n, device=device).abs() for n in (height, width))
+    return (down[:, None] + across).flatten().to(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from biases._cache import kept
 from biases._checks import fail, positive_int, rank
 from biases.backends import Geometry, PairTerm, RelativeTable, RelativeTerm
 
@@ -31,11 +32,8 @@ class MapTerm(PairTerm):
         """The term as a table (H or 1, (2 a - 1) (2 b - 1)) of the offsets (dy, dx) of pixels of an a x b map, raster
         order from (1 - a, 1 - b) on; ``side`` is (a, b), this map's own size by default."""
         a, b = side or (self.height, self.width)
-        pixels = torch.arange(self.height * self.width, dtype=torch.int32, device=table.device)
-        column = pixels // self.width * (2 * b - 1) + pixels % self.width
-        return RelativeTable(
-            table, column + (a - 1) * (2 * b - 1) + b - 1, column, ("map", self.height, self.width, a, b)
-        )
+        row, column = _places(self.height, self.width, a, b, table.device)
+        return RelativeTable(table, row, column, ("map", self.height, self.width, a, b))
 
     def steps(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Every offset along a column, (2 H - 1,), and along a row, (2 W - 1,), ascending."""
@@ -48,6 +46,14 @@ class MapTerm(PairTerm):
         if (geometry.L, geometry.S, geometry.offset) != (pixels, pixels, 0):
             expected = f"L = S = {self.height} x {self.width} = {pixels}"
             fail(type(self).__name__, expected, f"L = {geometry.L}, S = {geometry.S}, offset {geometry.offset}")
+
+
+@kept
+def _places(height: int, width: int, a: int, b: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each pixel of a map, as a query and as a key: the difference is a place in a table of an a x b map."""
+    pixels = torch.arange(height * width, dtype=torch.int32, device=device)
+    column = pixels // width * (2 * b - 1) + pixels % width
+    return column + (a - 1) * (2 * b - 1) + b - 1, column
 
 
 class RelativePositionBias(MapTerm):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,10 @@ TILE = 64
 WORTH_THREADS = 1 << 18
 # Sums of tables over all pairs are formed once and used for every example, where they are small and used often.
 EXPANDED_PAIRS, EXPANDED_BATCH = 1 << 14, 4
+# Parts of the gradient of the queries, each as large as the queries, that are held at once.
+MOST_PARTS = 8
+# Floats of working memory that a thread keeps from call to call.
+MOST_REUSED = 1 << 19
 
 
 class _Term(ctypes.Structure):
@@ -41,15 +46,10 @@ def _tensor(name: str, strides: int = 3) -> list[tuple[str, type]]:
     return [(name, POINTER), (f"{name}_strides", I64 * strides)]
 
 
-_COUNTS = (
-    *("batch", "heads", "L", "S", "D", "Dv", "offset", "causal", "window"),
-    *("mode", "threads", "terms", "per_group", "expand", "parts"),
-)
-
-
 class _Problem(ctypes.Structure):
     _fields_ = [
-        *((name, I64) for name in _COUNTS),
+        *((name, I64) for name in ("batch", "heads", "L", "S", "D", "Dv", "offset", "causal", "window")),
+        *((name, I64) for name in ("mode", "threads", "terms", "per_group", "expand", "parts")),
         ("scale", DOUBLE),
         *((name, POINTER) for name in "qkv"),
         *((f"{name}_strides", I64 * 3) for name in "qkv"),
@@ -119,6 +119,7 @@ class Spec:
         causal, window: as in :class:`biases.backends.Geometry`.
         stages: of each table, where it joins.
         indices: of each table.
+        direct: nothing saw how ``indices`` were made, so that they are no wrappers of a transform.
     """
 
     mode: str
@@ -128,6 +129,7 @@ class Spec:
     window: int | None
     stages: tuple[int, ...] = ()
     indices: tuple[Index, ...] = ()
+    direct: bool = False
 
 
 @dataclass
@@ -168,11 +170,11 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of q, k and v, then of those of key bias, post bias and tables that are ``wanted``, in this order."""
     call = _Call(spec, x, wanted[2:])
-    grads = [torch.empty_like(part) for part in (x.q, x.k, x.v)]
+    grads = [output_like(part, part.shape[3]) for part in (x.q, x.k, x.v)]
     for name, tensor in zip("qkv", grads, strict=True):
         call.set_tensor(f"grad_{name}", tensor)
     call.set_tensor("grad_out", _unit(grad))
-    call.set_tensor("out", out)
+    call.set_tensor("out", _unit(out))
     call.set_pointer("top", top)
     call.set_pointer("inverse", inverse)
     for name, want in zip(("grad_key_bias", "grad_post_bias"), wanted, strict=False):
@@ -191,11 +193,24 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def output_like(q: Tensor, width: int) -> Tensor:
-    """An empty (B, H, L, width) whose axes lie in memory in the order of those of ``q``."""
+    """An empty (B, H, L, width) with heads and queries in memory as in ``q``, and adjacent channels in any case."""
     batch, heads, L, _ = q.shape
     if q.stride(1) < q.stride(2):
         return q.new_empty(batch, L, heads, width).transpose(1, 2)
     return q.new_empty(batch, heads, L, width)
+
+
+_reused = threading.local()
+
+
+def _working_space(floats: int) -> Tensor:
+    """Memory for one call, kept by the thread if small: new pages cost as much as the attention of small windows."""
+    if floats > MOST_REUSED:
+        return torch.empty(floats, dtype=torch.float32, device="cpu")
+    space: Tensor | None = getattr(_reused, "space", None)
+    if space is None or space.numel() < floats:
+        space = _reused.space = torch.empty(floats, dtype=torch.float32, device="cpu")
+    return space
 
 
 class _Call:
@@ -220,7 +235,8 @@ class _Call:
         if x.mask is not None:
             mask = _unit(x.mask)
             self.set_pointer("mask", mask)
-            problem.mask_batch = mask.shape[0]
+            # A mask repeated without memory is one.
+            problem.mask_batch = mask.shape[0] if mask.stride(0) else 1
             problem.mask_strides = mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0, mask.stride(2)
         groups = max((table.shape[0] for table in x.tables), default=1)
         problem.per_group, problem.threads = batch // groups, threads
@@ -257,17 +273,17 @@ class _Call:
         """Run the kernel; in the backward, where the keys are shared out, the parts of the gradient of the queries."""
         problem, partial = self.problem, None
         tasks = problem.batch * problem.heads
-        most = -(-problem.S // self.limits.chunk) if backward else -(-problem.L // TILE)
+        most = min(MOST_PARTS, -(-problem.S // self.limits.chunk)) if backward else -(-problem.L // TILE)
         shared_out = tasks % problem.threads and tasks < 4 * problem.threads
         problem.parts = min(most, -(-4 * problem.threads // tasks)) if shared_out else 1
         if backward and problem.parts > 1:
             shape = (problem.parts, problem.batch, problem.heads, problem.L, problem.D)
-            partial = torch.empty(shape, dtype=torch.float32)
+            partial = torch.empty(shape, dtype=torch.float32, device="cpu")
             self.set_pointer("partial_q", partial)
         sizes = (I64(), I64())
         self.library.biases_sizes(ctypes.byref(problem), I64(backward), *map(ctypes.byref, sizes))
         shared, scratch = (size.value for size in sizes)
-        space = torch.empty(shared + problem.threads * scratch, dtype=torch.float32)
+        space = _working_space(shared + problem.threads * scratch)
         problem.shared, problem.scratch_size = space.data_ptr(), scratch
         problem.scratch = space.data_ptr() + 4 * shared
         run = self.library.biases_backward if backward else self.library.biases_forward

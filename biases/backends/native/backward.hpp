@@ -79,6 +79,19 @@ void add_row_sums(float* sums, const float* X, int keys, int vectors) {
     }
 }
 
+// Blocks of keys whose bound is below this do not matter to the gradients of a tile. NaN leaves nothing out.
+float least_that_counts(const Problem& p, const BackwardScratch& s, const Tile& tile, long b, long h) {
+    const long D = round_up(p.D, W), Dv = round_up(p.Dv, W);
+    if (!(largest_norm(tile, s.dO, Dv, p.Dv) < INFINITE)) return NOT_A_NUMBER;
+    if (p.mode == SIGMOID) return least_own_weight(p, tile, s.Q, D, b, h) - NEGLIGIBLE;
+    float least = INFINITE;
+    for (int i = 0; i < tile.queries; ++i) {
+        const bool valid = s.top[i] == s.top[i] && s.inverse[i] == s.inverse[i] && s.delta[i] == s.delta[i];
+        least = smaller_of(least, valid ? s.top[i] : NOT_A_NUMBER);
+    }
+    return least - NEGLIGIBLE;
+}
+
 // One tile of queries against the keys of a chunk that begins at `start` and ends before `stop`.
 void backward_tile(const Problem& p, const Shared& shared, const BackwardScratch& s, long thread, long b, long h,
                    const Tile& tile, long start, long stop, const float* k, long k_stride, const float* v, long v_stride) {
@@ -87,16 +100,18 @@ void backward_tile(const Problem& p, const Shared& shared, const BackwardScratch
     const Tables& tables = shared.tables;
     const bool skips = shared.bounds.worthwhile;
     const float norm = skips ? largest_norm(tile, s.Q, D, p.D) : 0.0f;
-    float least = 0.0f;
-    if (skips && p.mode == SIGMOID) least = least_own_weight(p, tile, s.Q, D, b, h) - NEGLIGIBLE;
-    if (skips && p.mode != SIGMOID) least = *std::min_element(s.top, s.top + tile.queries) - NEGLIGIBLE;
+    const long of_block = block_keys(p);
+    Allowed allowed;
+    const float least = skips ? least_that_counts(p, s, tile, b, h) : 0.0f;
     for (long key = std::max(start, tile.first), keys = 0; key < std::min(stop, tile.last); key += keys) {
-        keys = std::min({stop, tile.last, (key / KEYS + 1) * KEYS}) - key;
-        if (skips && upper_bound(p, shared.bounds, s.bounds, norm, b, h, tile.index, key / KEYS) < least) continue;
+        keys = std::min({stop, tile.last, (key / of_block + 1) * of_block}) - key;
+        if (skips && upper_bound(p, shared.bounds, s.bounds, norm, b, h, tile.index, key / of_block) < least) continue;
+        read_mask(p, b, h, tile.start, tile.queries, key, keys, allowed);
+        if (!allowed.any) continue;
         const float *K = k + (key - start) * k_stride, *values = v + (key - start) * v_stride;
         product<false>(keys, tile.vectors, p.D, K, k_stride, s.q_lanes, TILE, block.S, TILE, false);
         product<false>(keys, tile.vectors, p.Dv, values, v_stride, s.dO_lanes, TILE, block.P, TILE, false);
-        add_biases(p, tables, tile, b, h, key, keys, block);
+        add_biases(p, tables, tile, b, h, key, keys, allowed, block);
         differentiate_by_mode(p, s, keys, tile.vectors);
         const int width = static_cast<int>(D / W), value_width = static_cast<int>(Dv / W);
         product<false>(keys, value_width, tile.queries, block.S, TILE, s.dO, Dv, s.dV + (key - start) * Dv, Dv, true);

@@ -42,7 +42,7 @@ inline void prepare(const Problem& p, Arena& arena, Bounds& bounds) {
         const Term& term = p.term[t];
         Extent& extent = bounds.extent[t];
         const long entries = term.length - 2 * PAD, tables = term.size / term.length;
-        const long tiles = (p.L + TILE - 1) / TILE, blocks = (p.S + KEYS - 1) / KEYS;
+        const long tiles = (p.L + TILE - 1) / TILE, of_block = block_keys(p), blocks = (p.S + of_block - 1) / of_block;
         extent.cells = (entries + CELL - 1) / CELL;
         extent.highest = arena.take(tables * extent.cells);
         extent.row_low = arena.take_integers(tiles);
@@ -51,13 +51,13 @@ inline void prepare(const Problem& p, Arena& arena, Bounds& bounds) {
         extent.column_high = arena.take_integers(blocks);
         if (!p.shared) continue;
         find_range(term.row, p.L, TILE, extent.row_low, extent.row_high);
-        find_range(term.column, p.S, KEYS, extent.column_low, extent.column_high);
+        find_range(term.column, p.S, of_block, extent.column_low, extent.column_high);
         for (long n = 0; n < tables; ++n) {
             const float* table = term.table + n * term.length + PAD;
             float *highest = extent.highest + n * extent.cells, low = INFINITE, high = -INFINITE;
             for (long cell = 0; cell < extent.cells; ++cell) {
                 const long stop = std::min(entries, (cell + 1) * CELL);
-                highest[cell] = *std::max_element(table + cell * CELL, table + stop);
+                highest[cell] = largest_of(table + cell * CELL, table + stop);
                 low = std::min(low, highest[cell]);
                 high = std::max(high, highest[cell]);
             }
@@ -73,7 +73,7 @@ struct KeyBounds {
 };
 
 inline KeyBounds take_key_bounds(Arena& arena, const Problem& p) {
-    const long blocks = (p.S + KEYS - 1) / KEYS;
+    const long of_block = block_keys(p), blocks = (p.S + of_block - 1) / of_block;
     return {arena.take(blocks), p.key_bias ? arena.take(blocks) : nullptr, p.post_bias ? arena.take(blocks) : nullptr};
 }
 
@@ -86,24 +86,37 @@ inline float dot(const float* x, const float* y, long D) {
     return total;
 }
 
+// A bound of NaN leaves nothing out: a weight of 0 times what is not finite is NaN, and so every pair counts.
+inline float finite_root(float squared) { return squared < INFINITE ? std::sqrt(squared) : NOT_A_NUMBER; }
+
+inline bool finite_values(const Problem& p, long b, long h) {
+    const float* v = p.v + b * p.v_strides[0] + h * p.v_strides[1];
+    for (long j = 0; j < p.S; ++j) {
+        const float* row = v + j * p.v_strides[2];
+        if (!(dot(row, row, p.Dv) < INFINITE)) return false;
+    }
+    return true;
+}
+
 inline void find_key_bounds(const Problem& p, const KeyBounds& bounds, long b, long h) {
     const float* k = p.k + b * p.k_strides[0] + h * p.k_strides[1];
-    for (long start = 0; start < p.S; start += KEYS) {
-        const long stop = std::min<long>(p.S, start + KEYS), block = start / KEYS;
+    const bool finite = finite_values(p, b, h);
+    const long of_block = block_keys(p);
+    for (long start = 0; start < p.S; start += of_block) {
+        const long stop = std::min(p.S, start + of_block), block = start / of_block;
         float squared = 0.0f;
         for (long j = start; j < stop; ++j) {
             const float* row = k + j * p.k_strides[2];
-            const float own = dot(row, row, p.D);
-            squared = own <= squared ? squared : own;  // NaN is kept, and then nothing is left out
+            squared = larger_of(squared, dot(row, row, p.D));
         }
-        bounds.norm[block] = std::sqrt(squared);
+        bounds.norm[block] = finite ? finite_root(squared) : NOT_A_NUMBER;
         if (p.key_bias) {
             const float* values = p.key_bias + b * p.key_bias_strides[0] + h * p.key_bias_strides[1];
-            bounds.key_bias[block] = *std::max_element(values + start, values + stop);
+            bounds.key_bias[block] = largest_of(values + start, values + stop);
         }
         if (p.post_bias) {
             const float* values = p.post_bias + b * p.post_bias_strides[0] + h * p.post_bias_strides[1];
-            bounds.post_bias[block] = *std::max_element(values + start, values + stop);
+            bounds.post_bias[block] = largest_of(values + start, values + stop);
         }
     }
 }
@@ -116,7 +129,7 @@ inline float highest_entry(const Problem& p, const Bounds& bounds, int t, long b
     const long low = (extent.row_low[tile] - extent.column_high[block]) / CELL;
     const long high = (extent.row_high[tile] - extent.column_low[block]) / CELL;
     const long last = extent.cells - 1;
-    return *std::max_element(highest + std::clamp(low, 0l, last), highest + std::clamp(high, 0l, last) + 1);
+    return largest_of(highest + std::clamp(low, 0l, last), highest + std::clamp(high, 0l, last) + 1);
 }
 
 // The logarithm of no weight of the block and the tile is above this, up to what their row has in common.
@@ -127,11 +140,11 @@ inline float upper_bound(const Problem& p, const Bounds& bounds, const KeyBounds
         if (p.term[t].stage == LOGITS) x += highest_entry(p, bounds, t, b, h, tile, block);
     if (p.key_bias) x += keys.key_bias[block];
     if (p.mode == SOFTMAX) return x;
-    x = std::min(x, 0.0f);
+    x = smaller_of(x, 0.0f);
     for (int t = 0; t < p.terms; ++t) {
         if (p.term[t].stage == LOGARITHM) x += highest_entry(p, bounds, t, b, h, tile, block);
         if (p.term[t].stage == FACTOR && p.mode == SIGMOID)
-            x += std::log(std::max(0.0f, highest_entry(p, bounds, t, b, h, tile, block)));
+            x += std::log(larger_of(0.0f, highest_entry(p, bounds, t, b, h, tile, block)));
     }
     return p.post_bias ? x + keys.post_bias[block] : x;
 }
@@ -149,11 +162,11 @@ inline float own_weight(const Problem& p, const float* q, long b, long h, long i
                                        term.column[j]];
         if (term.stage == LOGITS) x += entry;
         if (term.stage == LOGARITHM) later += entry;
-        if (term.stage == FACTOR && p.mode == SIGMOID) later += std::log(std::max(0.0f, entry));
+        if (term.stage == FACTOR && p.mode == SIGMOID) later += std::log(larger_of(0.0f, entry));
     }
     if (p.key_bias) x += p.key_bias[b * p.key_bias_strides[0] + h * p.key_bias_strides[1] + j];
     if (p.post_bias) later += p.post_bias[b * p.post_bias_strides[0] + h * p.post_bias_strides[1] + j];
-    return (p.mode == SOFTMAX ? x : std::min(x, 0.0f)) + later;
+    return (p.mode == SOFTMAX ? x : smaller_of(x, 0.0f)) + later;
 }
 
 }  // namespace biases

@@ -1,8 +1,8 @@
 """Compiling the kernel at first use, and finding what was compiled before.
 
 The library lies in ``$XDG_CACHE_HOME/biases`` (``~/.cache/biases``), under a name that is the hash of sources, flags,
-compiler and processor. A folder that cannot be written to is replaced by a temporary one that lasts as long as the
-process.
+compiler and processor. A folder that it has to be written to and cannot, or that is not named by an absolute path, is
+replaced by a temporary one that lasts as long as the process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-HEADERS = ("backward", "bounds", "forward", "problem", "product", "terms", "tiles", "vector")
+HEADERS = ("backward", "bounds", "forward", "masks", "problem", "product", "terms", "tiles", "vector")
 SOURCES = ("kernel.cpp", *(f"{name}.hpp" for name in HEADERS))
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
@@ -80,21 +81,31 @@ def variants() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     return [(("-fopenmp",), threads), ((), ())]
 
 
+def wanted_folder() -> Path | None:
+    """Where compiled kernels ought to be kept; ``None`` where that would depend on the working directory."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"))
+    return base / "biases" if base.is_absolute() else None
+
+
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; made, and sure to be writable.
+    """:func:`wanted_folder`, made and sure to be writable, or a temporary one, the same for the whole process.
 
     Raises:
         BuildError: no folder can be written to, not even a temporary one.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base, "biases")
+    folder = wanted_folder()
+    if folder is None:
+        return _temporary_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
-        return folder
+            return folder
     except OSError:
-        pass
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> Path:
     try:
         temporary = tempfile.mkdtemp(prefix="biases-")
     except OSError as error:
@@ -106,10 +117,12 @@ def cache_folder() -> Path:
 def _built(compiler: list[str], flags: tuple[str, ...], link: tuple[str, ...]) -> Path:
     """The library for these flags, compiled if it is not there yet."""
     sources = Path(__file__).parent
+    name = f"native-{_key(compiler, flags, link, sources)}.so"
+    wanted = wanted_folder()
+    if wanted is not None and (wanted / name).exists():
+        return wanted / name
     folder = cache_folder()
-    target = folder / f"native-{_key(compiler, flags, link, sources)}.so"
-    if target.exists():
-        return target
+    target = folder / name
     with _only_one(target):
         if target.exists():
             return target

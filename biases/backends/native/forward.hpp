@@ -49,12 +49,16 @@ void forward_tile(const Problem& p, const Shared& shared, const ForwardScratch& 
     const bool skips = shared.bounds.worthwhile;
     const float norm = skips ? largest_norm(tile, s.Q, D, p.D) : 0.0f;
     const float least = skips ? least_own_weight(p, tile, s.Q, D, b, h) - NEGLIGIBLE : 0.0f;
+    const long of_block = block_keys(p);
+    Allowed allowed;
     bool started = false;
     for (long key = tile.first, keys = 0; key < tile.last; key += keys) {
-        keys = std::min<long>(tile.last, (key / KEYS + 1) * KEYS) - key;
-        if (skips && upper_bound(p, shared.bounds, s.bounds, norm, b, h, tile.index, key / KEYS) < least) continue;
+        keys = std::min(tile.last, (key / of_block + 1) * of_block) - key;
+        if (skips && upper_bound(p, shared.bounds, s.bounds, norm, b, h, tile.index, key / of_block) < least) continue;
+        read_mask(p, b, h, tile.start, tile.queries, key, keys, allowed);
+        if (!allowed.any) continue;
         product<false>(keys, tile.vectors, p.D, k + key * k_stride, k_stride, s.lanes, TILE, s.block.S, TILE, false);
-        add_biases(p, shared.tables, tile, b, h, key, keys, s.block);
+        add_biases(p, shared.tables, tile, b, h, key, keys, allowed, s.block);
         if (weigh_by_mode(p, s, keys, tile.vectors) && started)
             for (int i = 0; i < tile.queries; ++i)
                 for (long d = 0; d < Dv && s.correction[i] != 1.0f; d += W)
@@ -68,7 +72,7 @@ void forward_tile(const Problem& p, const Shared& shared, const ForwardScratch& 
     for (int i = 0; i < tile.queries; ++i) {
         float scale = 1.0f;
         if (p.mode != SIGMOID) {
-            const bool empty = !(s.total[i] > 0.0f);
+            const bool empty = s.total[i] == 0.0f;
             scale = empty ? 0.0f : 1.0f / s.total[i];
             p.top[row + i] = empty ? INFINITE : s.top[i];
             p.inverse[row + i] = scale;

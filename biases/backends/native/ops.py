@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from biases._cache import intercepted
 from biases.backends.geometry import Geometry
 from biases.backends.native import arguments
 from biases.backends.native.arguments import Index, Operands, Spec
@@ -66,7 +67,8 @@ def _fake_backward(
 ) -> list[Tensor]:
     q, k, v, key_bias, post_bias, _, tables = rest[:7]
     of = [part for part, want in zip((key_bias, post_bias, *tables), wanted, strict=True) if want]
-    return [torch.empty_like(part) for part in (q, k, v)] + [part.new_empty(part.shape) for part in of]
+    operands = [arguments.output_like(part, part.shape[3]) for part in (q, k, v)]
+    return operands + [part.new_empty(part.shape) for part in of]
 
 
 _library.impl("native_forward", _forward, "CPU")
@@ -109,7 +111,7 @@ def attention(
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     if not (asked or _transformed()):
         # The machinery of gradients costs as much as the attention of a small window.
-        return torch.ops.biases.native_forward(q, k, v, key_bias, post_bias, mask, list(tables), *_pack(spec))[0]
+        return _run_forward(spec, q, k, v, key_bias, post_bias, mask, *tables)[0]
     return _Attention.apply(spec, q, k, v, key_bias, post_bias, mask, *tables)[0]
 
 
@@ -124,7 +126,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(spec: Spec, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.biases.native_forward(*inputs[:6], list(inputs[6:]), *_pack(spec))
+        return _run_forward(spec, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -150,8 +152,26 @@ class _Attention(torch.autograd.Function):
         return _unfold(info.batch_size, _Attention.apply(spec, *folded))
 
 
+def _direct(spec: Spec, tensors: tuple[Any, ...]) -> bool:
+    """Whether nothing but the kernel would see the call of an operator, which costs as much as a few small windows."""
+    if not spec.direct or intercepted():
+        return False
+    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+
+
+def _run_forward(spec: Spec, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, key_bias, post_bias, mask, *tables = inputs
+    if _direct(spec, inputs):
+        return arguments.forward(spec, Operands(q, k, v, key_bias, post_bias, mask, tables))
+    return torch.ops.biases.native_forward(q, k, v, key_bias, post_bias, mask, tables, *_pack(spec))
+
+
 def _run_backward(spec: Spec, wanted: tuple[bool, ...], *inputs: Any) -> tuple[Tensor, ...]:
     head, operands, tables = inputs[:4], inputs[4:10], list(inputs[10:])
+    if _direct(spec, inputs):
+        (grad, out, top, inverse), (q, k, v, key_bias, post_bias, mask) = head, operands
+        x = Operands(q, k, v, key_bias, post_bias, mask, tables)
+        return tuple(arguments.backward(spec, x, grad, out, top, inverse, wanted))
     return tuple(torch.ops.biases.native_backward(*head, list(wanted), *operands, tables, *_pack(spec)))
 
 
@@ -168,7 +188,9 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError("second derivatives of the native kernel: use attend(..., backend='dense')")
+        raise NotImplementedError(
+            "second derivatives need attend(..., backend='dense'), or biases.set_backend(module, 'dense') for a module"
+        )
 
     @staticmethod
     def vmap(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from biases._cache import intercepted, kept
 from biases._checks import fail
 from biases.backends.native import arguments, ops
 from biases.backends.native.arguments import FACTOR, LOGARITHM, LOGITS, Index, Spec
@@ -133,7 +134,8 @@ class _Lowering:
             self.biases[joins] = self._below_zero(self.biases[joins])
         stages = tuple(int(key[0]) for key in self.tables)  # type: ignore[call-overload]
         indices = tuple(index for _, index in self.tables.values())
-        spec = Spec(mode, problem.scale, geometry.offset, geometry.causal, geometry.window, stages, indices)
+        where = (geometry.offset, geometry.causal, geometry.window)
+        spec = Spec(mode, problem.scale, *where, stages, indices, direct=not intercepted())
         tables = tuple(
             self._factors(stage, table) for stage, (table, _) in zip(stages, self.tables.values(), strict=True)
         )
@@ -177,7 +179,8 @@ class _Lowering:
         return (table.exp() if stage == FACTOR else table)[None]
 
 
+@kept
 def _distances(L: int, S: int) -> Index:
     """Places in a table of all distances, ascending."""
-    row, column = (torch.arange(n, dtype=torch.int32) for n in (L, S))
+    row, column = (torch.arange(n, dtype=torch.int32, device="cpu") for n in (L, S))
     return Index(row + (S - 1), column)

@@ -1,4 +1,4 @@
-// What the caller passes; ops.py mirrors these structures field by field.
+// What the caller passes; arguments.py mirrors these structures field by field.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,15 @@
 namespace biases {
 
 constexpr int TILE = 64;          // queries that are computed together, along the lanes
-constexpr int KEYS = 48;          // keys of a block
+constexpr int KEYS = 48;          // keys of a block, where there are many
+constexpr int MOST_KEYS = 64;     // keys of a block, at most
 constexpr int CHUNK = 10 * KEYS;  // keys whose gradients the backward accumulates before it goes on
 constexpr int PAD = 16;           // unused entries on either side of a table, as whole vectors are loaded
 constexpr int STAGES = 3;
 constexpr int MOST_TERMS = 8;
 constexpr int VECTORS = TILE / W;
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
+constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
 
 enum Mode { SOFTMAX = 0, SIGMOID = 1, SIGMOID_NORMALISED = 2 };
 // Where a number joins: the logits; the logarithm of the weights, after the sigmoid; the finished weights, as a factor.
@@ -56,7 +58,25 @@ struct Problem {
     int64_t scratch_size;  // floats of each thread
 };
 
+// NaN is kept, so that comparing with a bound made of these says no.
+inline float larger_of(float a, float b) { return a >= b || a != a ? a : b; }
+inline float smaller_of(float a, float b) { return a <= b || a != a ? a : b; }
+
+inline float largest_of(const float* from, const float* to) {
+    float largest = *from;
+    while (++from < to) largest = larger_of(largest, *from);
+    return largest;
+}
+
 inline long round_up(long n, long to) { return (n + to - 1) / to * to; }
+
+// Keys of a block. Few keys are shared out evenly, or are one block, as a block of one key costs as much as one of four.
+inline long block_keys(const Problem& p) {
+    if (p.S > CHUNK) return KEYS;
+    if (p.S <= MOST_KEYS) return p.S;
+    const long blocks = (p.S + KEYS + 3) / (KEYS + 4);
+    return (p.S + blocks - 1) / blocks;
+}
 
 // Of a row of numbers for all queries: whole vectors, however wide those are.
 inline long row_width(const Problem& p) { return round_up(p.L, 16); }

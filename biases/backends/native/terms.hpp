@@ -39,17 +39,17 @@ inline void find_runs(const Problem& p, const Term& term, const Runs& runs) {
     }
 }
 
-// X[j][lane] = or += the entries, for one vector of queries.
-inline void add_entries(const float* table, const int32_t* column, int keys, const Runs& runs, long v, float* X,
-                        bool fresh) {
+// X[j * stride + lane] = or += the entries, for one vector of queries.
+inline void add_entries(const float* table, const int32_t* column, long keys, const Runs& runs, long v, float* X,
+                        long stride, bool fresh) {
     const int32_t *base = runs.base + v * W, *first = runs.first + v * (W + 1);
     const int count = runs.count[v];
     const I lane = lanes();
-    for (int j = 0; j < keys; ++j) {
+    for (long j = 0; j < keys; ++j) {
         const float* at = table + PAD - column[j];
         V x = load(at + base[0]);
         for (int r = 1; r < count; ++r) x = lane >= splat(first[r]) ? load(at + base[r]) : x;
-        store(X + j * TILE, fresh ? x : load(X + j * TILE) + x);
+        store(X + j * stride, fresh ? x : load(X + j * stride) + x);
     }
 }
 
@@ -92,16 +92,18 @@ inline void prepare(const Problem& p, Arena& arena, Tables& tables) {
         float* all = tables.expanded[stage] = arena.take(heads * p.S * padded);
         tables.expanded_stride[stage] = by_head ? p.S * padded : 0;
         if (!p.shared) continue;
-        std::memset(all, 0, sizeof(float) * heads * p.S * padded);
-        for (long h = 0; h < heads; ++h)
+        for (long h = 0; h < heads; ++h) {
+            bool fresh = true;
             for (int t = 0; t < p.terms; ++t) {
                 const Term& term = p.term[t];
                 if (term.stage != stage) continue;
-                const float* table = term.table + h * term.head_stride + PAD;
                 float* to = all + h * p.S * padded;
-                for (long j = 0; j < p.S; ++j)
-                    for (long i = 0; i < p.L; ++i) to[j * padded + i] += table[term.row[i] - term.column[j]];
+                for (long v = 0; v * W < p.L; ++v)
+                    add_entries(term.table + h * term.head_stride, term.column, p.S, tables.runs[t], v, to + v * W, padded,
+                                fresh);
+                fresh = false;
             }
+        }
     }
 }
 
@@ -125,7 +127,7 @@ inline void add_stage(const Problem& p, const Tables& tables, int stage, long b,
         if (term.stage != stage) continue;
         const float* table = term.table + b / p.per_group * term.group_stride + h * term.head_stride;
         for (int v = 0; v < vectors; ++v)
-            add_entries(table, term.column + key, keys, tables.runs[t], first + v, X + v * W, fresh);
+            add_entries(table, term.column + key, keys, tables.runs[t], first + v, X + v * W, TILE, fresh);
         fresh = false;
     }
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "bounds.hpp"
+#include "masks.hpp"
 #include "problem.hpp"
 #include "terms.hpp"
 
@@ -70,9 +71,9 @@ Tile tile_of(const Problem& p, long index) {
 }
 
 // S = -inf where causality, window or mask exclude a pair.
-void exclude(const Problem& p, const Tile& tile, long b, long h, long key, int keys, float* S) {
-    const V never = splat(-INFINITE);
+void exclude(const Problem& p, const Tile& tile, long key, int keys, const Allowed& allowed, float* S) {
     if (p.causal) {
+        const V never = splat(-INFINITE);
         // Positions of the first and the last query in the coordinates of the keys.
         const long low = tile.start + p.offset, high = low + tile.queries - 1;
         const bool all = key + keys - 1 <= low && (!p.window || key > high - p.window);
@@ -80,25 +81,18 @@ void exclude(const Problem& p, const Tile& tile, long b, long h, long key, int k
             const I query = lanes() + static_cast<int32_t>(low + v * W);
             for (int j = 0; j < keys; ++j) {
                 const int32_t at = static_cast<int32_t>(key + j);
-                I allowed = query >= splat(at);
-                if (p.window) allowed &= query < splat(at + static_cast<int32_t>(p.window));
+                I inside = query >= splat(at);
+                if (p.window) inside &= query < splat(at + static_cast<int32_t>(p.window));
                 float* s = S + j * TILE + v * W;
-                store(s, allowed ? load(s) : never);
+                store(s, inside ? load(s) : never);
             }
         }
     }
-    if (!p.mask) return;
-    uint64_t allowed[KEYS] = {};  // of each key, a bit for each query
-    for (int i = 0; i < tile.queries; ++i) {
-        const uint8_t* row = mask_row(p, b, h, tile.start + i) + key;
-        for (int j = 0; j < keys; ++j) allowed[j] |= static_cast<uint64_t>(row[j] != 0) << i;
-    }
-    const I bit = splat(int32_t{1}) << lanes();
+    if (allowed.all) return;
     for (int j = 0; j < keys; ++j)
         for (int v = 0; v < tile.vectors; ++v) {
-            const I here = splat(static_cast<int32_t>(allowed[j] >> (v * W))) & bit;
             float* s = S + j * TILE + v * W;
-            store(s, here != 0 ? load(s) : never);
+            store(s, where_allowed(allowed.queries_of[j] >> (v * W), load(s)));
         }
 }
 
@@ -114,8 +108,7 @@ void add_to_rows(float* X, const float* values, int keys, int vectors) {
 float least_own_weight(const Problem& p, const Tile& tile, const float* rows, long width, long b, long h) {
     float least = INFINITE;
     for (int i = 0; i < tile.queries; ++i) {
-        const float own = own_weight(p, rows + i * width, b, h, tile.start + i);
-        least = own >= least ? least : own;
+        least = smaller_of(least, own_weight(p, rows + i * width, b, h, tile.start + i));
     }
     return least;
 }
@@ -123,29 +116,28 @@ float least_own_weight(const Problem& p, const Tile& tile, const float* rows, lo
 float largest_norm(const Tile& tile, const float* rows, long width, long D) {
     float squared = 0.0f;
     for (int i = 0; i < tile.queries; ++i) {
-        const float own = dot(rows + i * width, rows + i * width, D);
-        squared = own <= squared ? squared : own;
+        squared = larger_of(squared, dot(rows + i * width, rows + i * width, D));
     }
-    return std::sqrt(squared);
+    return finite_root(squared);
 }
 
-// Buffers of a block of keys and a tile of queries, (KEYS, TILE) each; null where the problem has no use for them.
+// Buffers of a block of keys and a tile of queries, (MOST_KEYS, TILE) each; null where the problem has no use for them.
 struct Block {
     float *S, *P, *post, *factor;
 };
 
 Block take_block(Arena& arena, const Problem& p, const Tables& tables, bool backward) {
     Block block;
-    block.S = arena.take(KEYS * TILE);
-    block.P = backward ? arena.take(KEYS * TILE) : nullptr;
-    block.post = tables.present[LOGARITHM] || p.post_bias ? arena.take(KEYS * TILE) : nullptr;
-    block.factor = tables.present[FACTOR] ? arena.take(KEYS * TILE) : nullptr;
+    block.S = arena.take(MOST_KEYS * TILE);
+    block.P = backward ? arena.take(MOST_KEYS * TILE) : nullptr;
+    block.post = tables.present[LOGARITHM] || p.post_bias ? arena.take(MOST_KEYS * TILE) : nullptr;
+    block.factor = tables.present[FACTOR] ? arena.take(MOST_KEYS * TILE) : nullptr;
     return block;
 }
 
 // S += biases, then exclusion; `post` and `factor` = what joins later.
 void add_biases(const Problem& p, const Tables& tables, const Tile& tile, long b, long h, long key, int keys,
-                const Block& block) {
+                const Allowed& allowed, const Block& block) {
     if (tables.present[LOGITS])
         add_stage(p, tables, LOGITS, b, h, tile.index, key, keys, tile.vectors, block.S, false);
     if (p.key_bias)
@@ -160,7 +152,7 @@ void add_biases(const Problem& p, const Tables& tables, const Tile& tile, long b
                         tile.vectors);
     }
     if (block.factor) add_stage(p, tables, FACTOR, b, h, tile.index, key, keys, tile.vectors, block.factor, true);
-    exclude(p, tile, b, h, key, keys, block.S);
+    exclude(p, tile, key, keys, allowed, block.S);
 }
 
 // Logarithm of a weight up to what a row has in common; with sigmoids up to 1 / (1 + exp(-|s|)), between 1/2 and 1.

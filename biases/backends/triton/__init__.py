@@ -7,20 +7,18 @@ CPU they run only in Triton's interpreter, that is where ``TRITON_INTERPRET=1`` 
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 from torch import Tensor
 
 from biases.backends.terms import Problem
+from biases.backends.transforms import transformed, wrapped
 
 __all__ = ["run", "why_no_kernels", "why_not"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CAPABILITY = (8, 0)
-OLDEST = (3, 5)
+TRANSFORMED = "the kernels have no rule for torch.func transforms, nor for forward-mode derivatives"
 _INSTALLED = importlib.util.find_spec("triton") is not None
-_CPU = "on the CPU the kernels run in Triton's interpreter only (TRITON_INTERPRET=1 before it is first imported)"
 
 
 def why_no_kernels(x: Tensor) -> str | None:
@@ -32,35 +30,12 @@ def why_no_kernels(x: Tensor) -> str | None:
     if not _INSTALLED:
         return "the package triton is not installed (pip install 'attention-biases[triton]')"
     if torch.compiler.is_compiling():
-        # What follows asks Triton and the driver, which a traced function cannot.
-        return None if x.device.type == "cuda" or _interpreted() else _CPU
-    if _transformed(x):
-        return "the kernels have no rule for torch.func transforms"
-    if x.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(x.device)
-        if capability < CAPABILITY:
-            return f"the kernels need compute capability {CAPABILITY}, the device has {capability}"
-    elif not _interpreted():
-        return _CPU
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return None if version >= OLDEST else f"triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}"
-
-
-def _interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which is decided when Triton is imported."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return False
-    from biases.backends.triton.tiles import sigmoid
-
-    return type(sigmoid).__name__ == "InterpretedFunction"
-
-
-def _transformed(x: Tensor) -> bool:
-    """Whether ``x`` is a tensor of ``torch.func.vmap`` or another transform."""
-    wrapped = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
-    return wrapped is not None and bool(wrapped(x))
+        from biases.backends.triton.traced import why_unsupported
+    else:
+        if wrapped(x):
+            return TRANSFORMED
+        from biases.backends.triton.support import why_unsupported
+    return why_unsupported(x.device.type, x.device.index)
 
 
 def why_not(problem: Problem) -> str | None:
@@ -77,6 +52,8 @@ def why_not(problem: Problem) -> str | None:
         return reason
     if max(problem.q.shape[-1], problem.v.shape[-1]) > WIDEST:
         return f"a head is wider than {WIDEST}"
+    if not torch.compiler.is_compiling() and transformed(problem):
+        return TRANSFORMED
     return why_no_kernels(problem.q)
 
 

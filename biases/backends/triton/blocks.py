@@ -96,9 +96,15 @@ def blocks(kernel: str, width: int, bytes_each: int) -> Blocks:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products are computed: exactly for float32, but for the user's own torch.set_float32_matmul_precision."""
-    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    """How products are computed: exactly for float32, but for the user's own choice of TensorFloat-32, made by
+    torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision."""
+    if dtype != torch.float32:
+        return "ieee"
+    # Once the attribute was set, torch.get_float32_matmul_precision may raise.
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if chosen is None:
+        chosen = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if chosen == "tf32" else "ieee"
 
 
 def places(*present: object) -> int:

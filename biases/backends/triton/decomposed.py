@@ -20,7 +20,8 @@ from torch import Tensor
 
 from biases.backends.geometry import Geometry
 from biases.backends.terms import DecayTerm, LinearTerm, PairTerm
-from biases.backends.triton import why_no_kernels
+from biases.backends.transforms import tensors, wrapped
+from biases.backends.triton import TRANSFORMED, why_no_kernels
 from biases.backends.triton.plan import plan_terms, why_no_plan
 
 LONGEST = 32
@@ -31,13 +32,21 @@ Masks = tuple[Tensor | None, Tensor | None]
 
 
 def why_not(
-    q: Tensor, v: Tensor, *, biases: Sequence[PairTerm], weights: str, decay: DecayTerm | None, rotated: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    biases: Sequence[PairTerm],
+    weights: str,
+    decay: DecayTerm | None,
+    masks: Masks = (None, None),
+    rotated: bool = False,
 ) -> str | None:
     """Why :func:`run` cannot compute this; ``None`` if it can.
 
     Args:
-        q: (B, heads, H, W, D); v: (B, heads, H, W, Dv).
-        biases, weights, decay: see :func:`biases.axial.attend_decomposed`.
+        q, k: (B, heads, H, W, D); v: (B, heads, H, W, Dv).
+        biases, weights, decay, masks: see :func:`biases.axial.attend_decomposed`.
         rotated: whether queries and keys are turned along the axis of each pass.
     """
     height, width = q.shape[2:4]
@@ -53,7 +62,12 @@ def why_not(
             return f"{type(term).__name__} is not linear in the distance"
     if isinstance(decay, LinearTerm) and not decay.symmetric:
         return "a decay of the past alone"
-    return why_no_plan(weights, biases, decay, None, Geometry(1, 1)) or why_no_kernels(q)
+    reason = why_no_plan(weights, biases, decay, None, Geometry(1, 1))
+    if reason is not None:
+        return reason
+    if not torch.compiler.is_compiling() and any(wrapped(x) for x in tensors((q, k, v, *masks, *biases, decay))):
+        return TRANSFORMED
+    return why_no_kernels(q)
 
 
 def run(
@@ -73,7 +87,7 @@ def run(
     Raises:
         ValueError: the kernels cannot run it, saying why.
     """
-    reason = why_not(q, v, biases=biases, weights=weights, decay=decay)
+    reason = why_not(q, k, v, biases=biases, weights=weights, decay=decay, masks=masks)
     if reason is not None:
         raise ValueError(f"backend 'triton': {reason}")
     form = plan_terms(weights, biases, decay, None, q.shape[1], q.device)

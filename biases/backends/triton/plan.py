@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from biases.backends.geometry import Geometry
+from biases.backends.score_mods import on_device
 from biases.backends.terms import DecayTerm, KeyBias, KeyGate, LinearTerm, PairTerm, Problem
 
 SOFTMAX, SIGMOID, LOG_SIGMOID = "softmax", "sigmoid", "log-sigmoid"
@@ -104,10 +105,10 @@ def plan_terms(
         if isinstance(term, LinearTerm):
             linear["inside"].append(term)
         elif isinstance(term, KeyBias):
-            keys["inside"] = _sum(keys["inside"], term.tensor.to(device, torch.float32))
+            keys["inside"] = _sum(keys["inside"], on_device(term.tensor, device, torch.float32))
     values = None
     if gate is not None:
-        log = gate.log.to(device, torch.float32)
+        log = on_device(gate.log, device, torch.float32)
         if gate.renormalise:
             # Inside and between are one place where nothing lies between them.
             place = "inside" if kind == SOFTMAX else "between"
@@ -145,7 +146,7 @@ def _slopes(terms: list[LinearTerm], heads: int, device: torch.device) -> Tensor
     """Slopes of the signed and of the absolute distance, (2, H), float32."""
     total: Tensor | None = None
     for term in terms:
-        slopes = term.slopes.to(device, torch.float32).expand(heads)
+        slopes = (term._sign * on_device(term._slopes, device, torch.float32)).expand(heads)
         none = torch.zeros_like(slopes)
         total = _sum(total, torch.stack([none, slopes] if term.symmetric else [slopes, none]))
     return total

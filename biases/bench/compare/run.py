@@ -16,7 +16,7 @@ from typing import Any
 from biases._checks import fail
 from biases._files import write_atomically
 from biases.bench.compare.measure import Budget, Measured, Pair
-from biases.bench.compare.options import Options
+from biases.bench.compare.options import Options, writable_folder
 from biases.bench.compare.results import Comparison, Row
 from biases.bench.compare.revisions import Repository, State
 from biases.bench.compare.rows import candidate, confirmed, judged, load
@@ -58,12 +58,14 @@ def compare(
 
     Raises:
         ValueError: no repository, revision or suite of that name, an option that cannot be, fewer rounds than give an
-            interval, or an interpreter or command that cannot be run.
-        OSError: the results cannot be written.
+            interval, an interpreter or command that cannot be run, or a folder that cannot be written in.
+        OSError: the results can no longer be written.
     """
     options = options or Options()
     place = Repository(repository)
     states = {"base": place.resolve(base), "head": place.resolve(head) if head is not None else place.working_tree()}
+    if options.out is not None:
+        writable_folder("out", options.out)
     run = _Run(states, options, progress)
     with _terminated_as_interrupted():
         try:
