@@ -418,7 +418,7 @@ def test_memory_is_linear(weights: str, bias: str, direction: str) -> None:
 
 @pytest.mark.parametrize(("threads", "parts"), [(1, 1), (2, 8), (100, 8)])
 def test_memory_of_the_backward_does_not_grow_with_the_threads(threads: int, parts: int) -> None:
-    """One head of 20 chunks of keys: however many threads want one, at most so many gradients of the queries are held."""
+    """One head of 20 chunks of keys: however many threads want one, so many gradients of the queries at most."""
     length = 20 * arguments.kernel()[1].chunk
     x = torch.zeros(1, 1, length, 4)
     call = arguments._Call(Spec("softmax", 1.0, 0, False, None), Operands(x, x, x))

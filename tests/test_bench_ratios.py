@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from biases import attend
+from biases import attend, formulation
+from biases.attention import _problem
+from biases.backends import choice
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,6 +28,7 @@ def load(name):
 
 ratios, pages = load("ratios"), load("pages")
 BACKWARD = "/forward+backward"
+DEFAULTS = {"weights": "softmax", "causal": False, "dropout": 0.0}
 QUICK = ["--quick", "--rounds", "2", "--seconds", "0.01"]
 
 
@@ -185,3 +189,19 @@ def test_stages_are_those_of_rmt(subject):
     size = SIZES["t"]["stages"][{56: 0, 28: 1, 14: 2, 7: 3}[side]]
     assert subject.sizes["heads"] == size.heads
     assert subject.sizes["head_dim"] == size.dim // size.heads
+
+
+def test_families_that_the_choice_calls_measured_are():
+    """Those of the calls that are timed, and no others; the rest of the rows for the CPU say that they are not."""
+    given = set(inspect.signature(formulation).parameters) - {"q", "k", "v"}
+    found = set()
+    for subject, setting in ratios.pieces(False, "").values():
+        if subject.lengths[0] != setting.length:
+            continue
+        for (q, k, v), options in subject.calls(setting):
+            with torch.set_grad_enabled(setting.direction != "forward"):
+                problem = _problem(q, k, v, **{name: options.get(name, DEFAULTS.get(name)) for name in given})
+                found.add(choice.family(problem))
+    rows = {name: row for (device, name), row in choice.ORDER.items() if device == "cpu" and row.order}
+    assert {name for name, row in rows.items() if row.evidence == choice._CPU} == found & set(rows)
+    assert all("not measured" in row.evidence for name, row in rows.items() if name not in found)

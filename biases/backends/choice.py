@@ -63,6 +63,7 @@ class Row:
 
 _UNMEASURED = "documentation, not measured: "
 _CPU = "one kernel for all biases, benchmarks/results/ratios_cpu.json"
+_CPU_REST = "not measured; one kernel for all biases, as in the families that ratios_cpu.json has"
 _STOCK = "the stock kernel itself is the floor"
 _FLEX = _UNMEASURED + "the bias is computed inside one kernel; a dense mask would rule out the flash backend"
 _ATOMIC = _UNMEASURED + "channels over the flash kernel, as FlexAttention adds a key's gradient by atomic operations"
@@ -75,13 +76,18 @@ _ONE_KERNEL = _UNMEASURED + "one kernel for both passes moves half the bytes, fo
 _TRITON = _UNMEASURED + "own kernel for what neither stock attention nor FlexAttention computes"
 
 _STOCK_ON_CPU = ("plain", "linear", "decomposed")
+_NOT_MEASURED_ON_CPU = ("low-rank", "mask", "masked", "after")
 
 ORDER: dict[tuple[str, str], Row] = {
     ("cpu", "plain"): Row((), _STOCK),
     ("cpu", "linear"): Row((), "chunkwise does less work than any kernel over pairs"),
     ("cpu", "decomposed"): Row((), _PASSES),
     ("cpu", "decomposed-large"): Row((), _PASSES),
-    **{("cpu", name): Row(("native",), _CPU) for name in FAMILIES if name.partition("-")[0] not in _STOCK_ON_CPU},
+    **{
+        ("cpu", name): Row(("native",), _CPU_REST if name in _NOT_MEASURED_ON_CPU else _CPU)
+        for name in FAMILIES
+        if name.partition("-")[0] not in _STOCK_ON_CPU
+    },
     ("cuda", "plain"): Row((), _UNMEASURED + _STOCK),
     ("cuda", "key"): Row(("flex",), _FLEX),
     ("cuda", "key-learned"): Row((), _ATOMIC),
@@ -164,7 +170,8 @@ def one_kernel(q: Tensor, k: Tensor, v: Tensor, *, device: str | None = None) ->
         device: type of the device, that of ``q`` by default.
     """
     device = q.device.type if device is None else device
-    return "triton" in dict(_row(device, family_of_map(q), q.dtype, _direction(q, k, v)))
+    row = _row(device, family_of_map(q), q.dtype, _direction(q, k, v))
+    return bool(row) and row[0][0] == "triton"
 
 
 def why_not(name: str, problem: Problem) -> str | None:

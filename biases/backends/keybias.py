@@ -110,7 +110,9 @@ class _KeyBiasOnCPUBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError("second derivatives of the fused kernel: use attend(..., backend='dense')")
+        raise NotImplementedError(
+            "second derivatives need attend(..., backend='dense'), or biases.set_backend(module, 'dense') for a module"
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
