@@ -1,4 +1,4 @@
-"""The generated parts of the pages in docs/, from the committed results: ``python benchmarks/pages.py`` writes them.
+"""The generated parts of the README and of docs/, from the committed results: ``python benchmarks/pages.py`` writes them.
 
 A test checks that they are up to date.
 """
@@ -129,6 +129,21 @@ def ratios_table(results: dict[str, Any] | None, gpu: dict[str, Any] | None) -> 
     return "\n".join([*lines, "", _measured_with(results), *_left_out(results)])
 
 
+def prices_table(results: dict[str, Any] | None) -> str:
+    """The ratios of :func:`ratios_table` alone."""
+    if results is None:
+        return _measured_with(results)
+    lines = [
+        "| bias | " + " | ".join(f"{n} tokens, forward | + backward" for n in LENGTHS) + " |",
+        "|---|" + "---|" * 4,
+    ]
+    for name, of_name in _pieces(results, "biases").items():
+        bar = next(iter(of_name.values()))["bar"]
+        cells = [_ratio_cell(of_name.get((n, d)), bar).partition(" (")[0] for n in LENGTHS for d in DIRECTIONS]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join([*lines, "", _measured_with(results)])
+
+
 def small_table(results: dict[str, Any] | None, table: str) -> str:
     """The stages of RMT, or windows, with the plain formulation beside."""
     rows = _pieces(results, table)
@@ -238,6 +253,11 @@ def _gpu_line(gpu: dict[str, Any] | None) -> str:
     return "CUDA columns: `benchmarks/results/gpu_latency.json`, the fastest backend that was right."
 
 
+def readme(text: str) -> str:
+    """README.md with its table of prices made anew."""
+    return replace(text, "prices", prices_table(read_evidence("ratios_cpu")))
+
+
 def images_page(text: str) -> str:
     """docs/images.md with its generated parts made anew."""
     text = replace(text, "costs", cost_table(read("decomposed_cost")))
@@ -250,6 +270,7 @@ def checking_page(text: str) -> str:
 
 
 PAGES: dict[Path, Callable[[str], str]] = {
+    ROOT / "README.md": readme,
     ROOT / "docs" / "performance.md": performance_page,
     ROOT / "docs" / "images.md": images_page,
     ROOT / "docs" / "checking.md": checking_page,

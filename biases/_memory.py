@@ -15,6 +15,17 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+_keepers: list[Callable[[], object]] = []
+
+
+def keeper(release: Callable[[], object]) -> Callable[[], object]:
+    """Decorates a function that lets go of what is kept from one call to the next.
+
+    It is called before every measurement, so that each one is charged with all that it needs.
+    """
+    _keepers.append(release)
+    return release
+
 
 def peak_bytes(fn: Callable[[], object], device: torch.device) -> int:
     """The most bytes that ``fn()`` held at one moment, above what was held when it started.
@@ -24,6 +35,8 @@ def peak_bytes(fn: Callable[[], object], device: torch.device) -> int:
     Raises:
         RuntimeError: on the CPU, where a torch profiler is already running.
     """
+    for release in _keepers:
+        release()
     return _cuda_peak(fn, device) if device.type == "cuda" else _cpu_peak(fn)
 
 

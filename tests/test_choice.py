@@ -42,7 +42,7 @@ SQUARE = {"height": 12, "width": 12}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("plain", {}),
     ("plain", {"causal": True}),
-    ("plain", {"key_gate": KeyGate(key(True), renormalise=False)}),
+    ("folded", {"key_gate": KeyGate(key(True), renormalise=False)}),
     ("key", {"bias": KeyBias(key())}),
     ("key", {"key_gate": KeyGate(key()), "causal": True}),
     ("key", {"mask": torch.ones(1, 1, 1, LENGTH, dtype=torch.bool)}),

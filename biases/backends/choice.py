@@ -24,7 +24,8 @@ from biases.backends.terms import KeyBias, LowRankBias, Problem, RelativeTerm
 
 BACKENDS = ("native", "flex", "triton", "fused")
 FAMILIES = {
-    "plain": "no bias, or a gate that is not renormalised",
+    "plain": "no bias",
+    "folded": "a gate that is not renormalised, and nothing else",
     "key": "a bias or renormalised gate of the key, or keys left out",
     "key-learned": "the same with gradients",
     "relative": "a bias or decay of the distance, or a window",
@@ -89,6 +90,7 @@ ORDER: dict[tuple[str, str], Row] = {
         if name.partition("-")[0] not in _STOCK_ON_CPU
     },
     ("cuda", "plain"): Row((), _UNMEASURED + _STOCK),
+    ("cuda", "folded"): Row((), _UNMEASURED + _STOCK),
     ("cuda", "key"): Row(("flex",), _FLEX),
     ("cuda", "key-learned"): Row((), _ATOMIC),
     ("cuda", "relative"): Row(("flex",), _FLEX),
@@ -143,7 +145,7 @@ def family(problem: Problem) -> str:
             return "small"
         gradient = any(learned(term) for term in biases) or (gated and gate.log.requires_grad)  # type: ignore[union-attr]
         return "key-learned" if gradient and torch.is_grad_enabled() else "key"
-    return "plain"
+    return "plain" if gate is None else "folded"
 
 
 def family_of_map(q: Tensor) -> str:

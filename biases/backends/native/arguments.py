@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from biases._memory import keeper
 from biases.backends.native import build
 
 I64, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -211,6 +212,11 @@ def _working_space(floats: int) -> Tensor:
     if space is None or space.numel() < floats:
         space = _reused.space = torch.empty(floats, dtype=torch.float32, device="cpu")
     return space
+
+
+@keeper
+def _release() -> None:
+    _reused.__dict__.clear()
 
 
 class _Call:
