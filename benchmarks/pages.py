@@ -1,4 +1,4 @@
-"""The generated parts of the README and of docs/, from the committed results: ``python benchmarks/pages.py`` writes them.
+"""The generated parts of the README and of docs/, from committed results: ``python benchmarks/pages.py`` writes them.
 
 A test checks that they are up to date.
 """

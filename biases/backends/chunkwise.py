@@ -39,7 +39,9 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, *, scale
     queries, keys, values = (_chunks(x.to(compute), chunk, padding) for x in (q, k, v))
     g = gamma.to(device=q.device, dtype=compute).view(heads, 1, 1)
     step = torch.arange(chunk, device=q.device)
-    inside = scale * _powers(g, step[:, None] - step)
+    # A power for each distance, of which row i of the matrix is the piece that starts at distance i.
+    by_distance = scale * _powers(g[:, 0], torch.arange(chunk - 1, -chunk, -1, device=q.device))
+    inside = by_distance.unfold(1, chunk, 1).flip(1)
     out = ((queries @ keys.mT) * inside[:, None]) @ values
     if out.shape[2] > 1:
         added = (keys * (g ** (chunk - 1 - step[:, None]))[:, None]).mT @ values
@@ -76,7 +78,8 @@ def _states(added: Tensor, g: Tensor, chunk: int) -> Tensor:
 
 def _chunks(x: Tensor, chunk: int, padding: int) -> Tensor:
     """(B, H, L, D) -> (B, H, chunks, ``chunk``, D)."""
-    return (F.pad(x, (0, 0, 0, padding)) if padding else x).unflatten(2, (-1, chunk))
+    # The products would copy another layout, each for itself.
+    return (F.pad(x, (0, 0, 0, padding)) if padding else x).contiguous().unflatten(2, (-1, chunk))
 
 
 def _powers(g: Tensor, exponent: Tensor) -> Tensor:
