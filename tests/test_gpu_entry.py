@@ -409,7 +409,8 @@ def test_the_target_runs_where_nothing_can_be_installed(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "ran $*"\n')
     python.chmod(0o755)
-    command = ["make", "gpu", f"PYTHON={python}", f"VENV={tmp_path / 'none'}", "GPU=--only tests"]
+    settings = [f"PYTHON={python}", f"VENV={tmp_path / 'none'}", "GPU=--only tests"]
+    command = ["make", "--no-print-directory", "gpu", *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines() == ["ran -m benchmarks.gpu --only tests"]
 

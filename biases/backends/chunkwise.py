@@ -42,12 +42,15 @@ def chunkwise_retention(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, *, scale
     # A power for each distance, of which row i of the matrix is the piece that starts at distance i.
     by_distance = scale * _powers(g[:, 0], torch.arange(chunk - 1, -chunk, -1, device=q.device))
     inside = by_distance.unfold(1, chunk, 1).flip(1)
-    out = ((queries @ keys.mT) * inside[:, None]) @ values
+    scores = queries @ keys.mT
+    # New pages cost as much as the arithmetic at a thousand tokens. A learned rate needs the scores for its gradient.
+    scores = scores * inside[:, None] if inside.requires_grad else scores.mul_(inside[:, None])
+    out = scores @ values
     if out.shape[2] > 1:
         added = (keys * (g ** (chunk - 1 - step[:, None]))[:, None]).mT @ values
         states = _states(added, g, chunk)
         decayed = queries * (scale * g ** (step[:, None] + 1))[:, None]
-        whole = torch.baddbmm(out.flatten(0, 2), decayed.flatten(0, 2), states.flatten(0, 2))
+        whole = out.flatten(0, 2).baddbmm_(decayed.flatten(0, 2), states.flatten(0, 2))
         out = whole.view(out.shape)
     return out.flatten(2, 3)[:, :, :length].to(v.dtype)
 
