@@ -1,7 +1,7 @@
 """The price of every bias on this CPU: time and memory over stock attention without one, interleaved.
 
     python benchmarks/ratios.py                  # all of it: about ten minutes on two quiet cores
-    python benchmarks/ratios.py --quick --out /tmp/ratios.json
+    python benchmarks/ratios.py --quick --out ratios.json
     python benchmarks/ratios.py --only alibi --seconds 60
 
 Every piece, a subject at a length in a direction, is checked against the float64 specification before it is timed, and
