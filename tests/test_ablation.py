@@ -324,6 +324,27 @@ class TestTraining:
         assert "leak" in one
         assert "leak_standard_error" not in one
 
+    def test_parts_tell_what_they_learned(self, text):
+        model = ModelConfig(attention="ega", position="mope", layers=2, heads=2, dim=8, context=12, dropout=0.0)
+        learned = train_cell(cell(model=model), text)["learned"]
+        gates = {f"blocks.{i}.attention.key_gate.{name}" for i in range(2) for name in ("tau", "alpha")}
+        assert learned.keys() == gates | {f"position.{name}" for name in ("omega", "sigma", "unclamped_product")}
+        assert all(len(learned[name]) == 2 for name in gates)
+        assert all(len(learned[f"position.{name}"]) == 4 for name in ("omega", "sigma", "unclamped_product"))
+        assert learned["blocks.0.attention.key_gate.alpha"] != [2.0, 2.0]
+        products = [a * b for a, b in zip(learned["position.omega"], learned["position.sigma"], strict=True)]
+        assert min(products) >= 5 - 1e-5
+        # Updates are small here: weight decay has pulled some raw product below the bound that the clamp restores.
+        assert min(learned["position.unclamped_product"]) < 5
+
+    def test_learned_values_that_json_cannot_hold_are_left_out(self, text):
+        def telling(cell, vocab):
+            model = MeanModel(vocab, cell.model)
+            model.learned = lambda: {"broken": torch.tensor([1.0, float("nan")]), "kept": torch.tensor([[2.0], [3.0]])}
+            return model
+
+        assert train_cell(cell(), text, build=telling)["learned"] == {"kept": [2.0, 3.0]}
+
     def test_divergence_is_an_outcome(self, text):
         outcome = train_cell(cell(arm="nan"), text, build=build)
         assert outcome["status"] == "diverged"

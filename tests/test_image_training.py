@@ -297,6 +297,7 @@ def test_a_model_that_starts_from_nan_is_a_result():
         "status": "diverged",
         "error": "evaluation loss is not finite at step 0",
         "metrics": {"diverged_at": 0},
+        "learned": {},
         "curve": [],
     }
 

@@ -64,6 +64,22 @@ def own_random_state(device: str, seed: int) -> Iterator[None]:
         yield
 
 
+def learned_values(model: nn.Module) -> dict[str, list[float]]:
+    """What the parts of a model tell of what they learned: ``{"module.name": values}``.
+
+    A part tells by a method ``learned()`` that returns ``{name: tensor}``. Values that are not finite are left out, as
+    JSON cannot hold them.
+    """
+    values: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for path, module in model.named_modules():
+            told = getattr(module, "learned", None)
+            for name, tensor in told().items() if callable(told) else ():
+                if tensor.isfinite().all():
+                    values[f"{path}.{name}" if path else name] = tensor.double().flatten().tolist()
+    return values
+
+
 class Training(ABC):
     """One training of a model that is on its device.
 
@@ -109,15 +125,16 @@ class Training(ABC):
         """
 
     def run(self) -> dict[str, Any]:
-        """Train: ``{"status", "error", "metrics", "curve"}``, ``status`` ``"ok"`` or ``"diverged"``."""
+        """Train: ``{"status", "error", "metrics", "learned", "curve"}``, ``status`` ``"ok"`` or ``"diverged"``."""
         # Models draw different amounts while they are built; dropout starts from the same state.
         torch.manual_seed(self.seed)
         try:
             self._train()
             outcome: dict[str, Any] = {"status": "ok", "error": None, "metrics": self.metrics()}
+            outcome["learned"] = learned_values(self.model)
         except Diverged as diverged:
             reached = {"diverged_at": diverged.step}
-            outcome = {"status": "diverged", "error": str(diverged), "metrics": reached}
+            outcome = {"status": "diverged", "error": str(diverged), "metrics": reached, "learned": {}}
         return {**outcome, "curve": self.curve}
 
     def _train(self) -> None:

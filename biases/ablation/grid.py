@@ -47,7 +47,7 @@ def run_cell(
     try:
         outcome = train_cell(cell, text, device=device, progress=progress, build=build)
     except Exception:
-        outcome = {"status": "failed", "error": traceback.format_exc(), "metrics": {}, "curve": []}
+        outcome = {"status": "failed", "error": traceback.format_exc(), "metrics": {}, "learned": {}, "curve": []}
     return {
         "schema": SCHEMA,
         "id": cell.id,

@@ -193,12 +193,13 @@ def train_images(
             ends the training.
 
     Returns:
-        ``{"status", "error", "metrics", "curve"}``. ``status`` is ``"ok"``, or ``"diverged"`` where a loss was not
-        finite (``error`` then says which and when, ``metrics`` is ``{"diverged_at": step}``). ``metrics``, without
-        augmentation or smoothing, losses in nats: ``test_accuracy``, ``test_loss``, ``train_accuracy``, ``train_loss``
-        (each of the whole split), ``test_images``, ``epochs``, ``parameters``. ``curve``: ``step``, ``train_loss``
-        (mean of the updates since the last point, with augmentation, smoothing and dropout; ``None`` at step 0),
-        ``test_loss`` and ``test_accuracy``.
+        ``{"status", "error", "metrics", "learned", "curve"}``. ``status`` is ``"ok"``, or ``"diverged"`` where a loss
+        was not finite (``error`` then says which and when, ``metrics`` is ``{"diverged_at": step}``). ``metrics``,
+        without augmentation or smoothing, losses in nats: ``test_accuracy``, ``test_loss``, ``train_accuracy``,
+        ``train_loss`` (each of the whole split), ``test_images``, ``epochs``, ``parameters``. ``learned``: see
+        :func:`~biases.ablation._loop.learned_values`. ``curve``: ``step``, ``train_loss`` (mean of the updates since
+        the last point, with augmentation, smoothing and dropout; ``None`` at step 0), ``test_loss`` and
+        ``test_accuracy``.
 
     Raises:
         ValueError: a flip of images that do not allow it, a shift by their smaller side or more, a negative seed, a

@@ -180,11 +180,12 @@ def train_cell(
         build: makes the model; see :func:`build_model`.
 
     Returns:
-        ``{"status", "error", "metrics", "curve"}``. ``status`` is ``"ok"``, or ``"diverged"`` where a loss
+        ``{"status", "error", "metrics", "learned", "curve"}``. ``status`` is ``"ok"``, or ``"diverged"`` where a loss
         was not finite (``error`` then says which and when, ``metrics`` is ``{"diverged_at": step}``).
         ``metrics``, losses in nats per character: ``full``, mean over the validation windows; ``train``, the
         same over equally many windows of the training split; ``windows``; ``parameters``; and, unless
-        ``truncated_positions`` is 0, the fields of :class:`~biases.ablation.evaluation.Leak`. ``curve``:
+        ``truncated_positions`` is 0, the fields of :class:`~biases.ablation.evaluation.Leak`. ``learned``: what the
+        model's parts tell of their parameters in the end, see :func:`~biases.ablation._loop.learned_values`. ``curve``:
         ``step``, ``train`` (mean loss of the updates since the last point, dropout on, ``None`` at step 0)
         and ``validation`` (full).
 

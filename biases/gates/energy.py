@@ -149,6 +149,10 @@ class EnergyGate(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> KeyGate:
         return KeyGate(self.log_gate(x, keep))
 
+    def learned(self) -> dict[str, Tensor]:
+        """Threshold and steepness of every gate, (H, n) each."""
+        return {"tau": self.tau, "alpha": self.alpha}
+
     def extra_repr(self) -> str:
         return f"heads={self.heads}, scales={self.scales}, statistics={self.statistics!r}"
 

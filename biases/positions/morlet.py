@@ -112,6 +112,12 @@ class MorletPosition(nn.Module):
             omega = torch.where(omega * sigma < ADMISSIBILITY, ADMISSIBILITY / sigma, omega)
         return omega, sigma
 
+    def learned(self) -> dict[str, Tensor]:
+        """Of every pair, (C / 2,): omega and sigma as used, and the product omega sigma of the parameters before any
+        clamp, which tells what the optimiser did from what the clamp does."""
+        omega, sigma = self.effective()
+        return {"omega": omega, "sigma": sigma, "unclamped_product": (self.log_omega + self.log_sigma).exp()}
+
     def encoding(self, length: int) -> Tensor:
         """(T, C)."""
         omega, sigma = self.effective()
