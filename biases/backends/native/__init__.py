@@ -4,6 +4,8 @@ With logits ``s_ij = scale q_i . k_j + key_bias_j + sum_t table_t[row_t(i) - col
 or normalised sigmoid weights, times such a table where a decay is placed after them. Gradients by tables and key
 biases, and so by learned slopes, rates and gates, come from the same pass.
 
+Linear weights with exponential decay go chunk by chunk, :mod:`biases.backends.native.retention`.
+
 Beside the operands it holds, for each thread, keys and values of one head, and for the backward gradients of the
 queries of one head and of the tables. Where there are fewer heads than threads, the backward also holds up to 8 times
 the gradients of all queries.

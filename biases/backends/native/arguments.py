@@ -1,4 +1,4 @@
-"""The structures of ``problem.hpp``, and calling the kernel with tensors."""
+"""Calling the kernel with tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from biases._memory import keeper
 from biases.backends.native import build
+from biases.backends.native.structures import I64, Problem, Retention, Term
 
-I64, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 MODES = {"softmax": 0, "sigmoid": 1, "sigmoid-normalised": 2}
 LOGITS, LOGARITHM, FACTOR = range(3)
 MOST_TABLES = 8
@@ -27,54 +27,6 @@ EXPANDED_PAIRS, EXPANDED_BATCH = 1 << 14, 4
 MOST_PARTS = 8
 # Floats of working memory that a thread keeps from call to call.
 MOST_REUSED = 1 << 19
-
-
-class _Term(ctypes.Structure):
-    _fields_ = [
-        ("table", POINTER),
-        ("grad", POINTER),
-        ("group_stride", I64),
-        ("head_stride", I64),
-        ("length", I64),
-        ("size", I64),
-        ("row", POINTER),
-        ("column", POINTER),
-        ("stage", I64),
-    ]
-
-
-def _tensor(name: str, strides: int = 3) -> list[tuple[str, type]]:
-    return [(name, POINTER), (f"{name}_strides", I64 * strides)]
-
-
-class _Problem(ctypes.Structure):
-    _fields_ = [
-        *((name, I64) for name in ("batch", "heads", "L", "S", "D", "Dv", "offset", "causal", "window")),
-        *((name, I64) for name in ("mode", "threads", "terms", "per_group", "expand", "parts")),
-        ("scale", DOUBLE),
-        *((name, POINTER) for name in "qkv"),
-        *((f"{name}_strides", I64 * 3) for name in "qkv"),
-        *_tensor("out"),
-        ("top", POINTER),
-        ("inverse", POINTER),
-        ("key_bias", POINTER),
-        ("post_bias", POINTER),
-        ("key_bias_strides", I64 * 2),
-        ("post_bias_strides", I64 * 2),
-        ("mask", POINTER),
-        ("mask_batch", I64),
-        ("mask_strides", I64 * 3),
-        ("term", POINTER),
-        *_tensor("grad_out"),
-        *((f"grad_{name}", POINTER) for name in "qkv"),
-        *((f"grad_{name}_strides", I64 * 3) for name in "qkv"),
-        ("grad_key_bias", POINTER),
-        ("grad_post_bias", POINTER),
-        ("partial_q", POINTER),
-        ("shared", POINTER),
-        ("scratch", POINTER),
-        ("scratch_size", I64),
-    ]
 
 
 @dataclass(frozen=True)
@@ -94,11 +46,11 @@ def kernel() -> tuple[ctypes.CDLL, Limits]:
         BuildError: it cannot be built here.
     """
     found = build.library()
-    values = (I64 * 6)()
+    values = (I64 * 7)()
     found.biases_limits(values)
-    if (values[0], values[3], values[4]) != (TILE, ctypes.sizeof(_Problem), ctypes.sizeof(_Term)):
+    if (values[0], *values[3:6]) != (TILE, ctypes.sizeof(Problem), ctypes.sizeof(Term), ctypes.sizeof(Retention)):
         raise build.BuildError("the compiled kernel lays out its arguments otherwise than Python does")
-    return found, Limits(values[1], values[2], bool(values[5]))
+    return found, Limits(values[1], values[2], bool(values[6]))
 
 
 @dataclass(frozen=True)
@@ -174,8 +126,8 @@ def backward(
     grads = [output_like(part, part.shape[3]) for part in (x.q, x.k, x.v)]
     for name, tensor in zip("qkv", grads, strict=True):
         call.set_tensor(f"grad_{name}", tensor)
-    call.set_tensor("grad_out", _unit(grad))
-    call.set_tensor("out", _unit(out))
+    call.set_tensor("grad_out", unit(grad))
+    call.set_tensor("out", unit(out))
     call.set_pointer("top", top)
     call.set_pointer("inverse", inverse)
     for name, want in zip(("grad_key_bias", "grad_post_bias"), wanted, strict=False):
@@ -188,7 +140,7 @@ def backward(
     return grads + call.table_gradients()
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """``x`` with adjacent channels."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
@@ -204,7 +156,7 @@ def output_like(q: Tensor, width: int) -> Tensor:
 _reused = threading.local()
 
 
-def _working_space(floats: int) -> Tensor:
+def working_space(floats: int) -> Tensor:
     """Memory for one call, kept by the thread if small: new pages cost as much as the attention of small windows."""
     if floats > MOST_REUSED:
         return torch.empty(floats, dtype=torch.float32, device="cpu")
@@ -225,7 +177,7 @@ class _Call:
     def __init__(self, spec: Spec, x: Operands, table_grads: tuple[bool, ...] = ()) -> None:
         self.library, self.limits = kernel()
         self.held: list[Tensor] = []
-        self.problem = problem = _Problem()
+        self.problem = problem = Problem()
         batch, heads, L, D = x.q.shape
         S, Dv = x.v.shape[2:]
         problem.batch, problem.heads, problem.L, problem.S, problem.D, problem.Dv = batch, heads, L, S, D, Dv
@@ -234,12 +186,12 @@ class _Call:
         work = batch * heads * L * S * (D + Dv)
         threads = torch.get_num_threads() if self.limits.threads and work >= WORTH_THREADS else 1
         for name, tensor in zip("qkv", (x.q, x.k, x.v), strict=True):
-            self.set_tensor(name, _unit(tensor))
+            self.set_tensor(name, unit(tensor))
         for name, bias in (("key_bias", x.key_bias), ("post_bias", x.post_bias)):
             if bias is not None:
-                self.set_tensor(name, _unit(bias), axes=2)
+                self.set_tensor(name, unit(bias), axes=2)
         if x.mask is not None:
-            mask = _unit(x.mask)
+            mask = unit(x.mask)
             self.set_pointer("mask", mask)
             # A mask repeated without memory is one.
             problem.mask_batch = mask.shape[0] if mask.stride(0) else 1
@@ -259,7 +211,7 @@ class _Call:
 
     def _set_tables(self, spec: Spec, tables: list[Tensor], wanted: tuple[bool, ...]) -> None:
         self.grads: list[Tensor | None] = []
-        self.terms = (_Term * len(tables))()
+        self.terms = (Term * len(tables))()
         pad = self.limits.pad
         for at, (term, table, index) in enumerate(zip(self.terms, tables, spec.indices, strict=True)):
             padded = torch.nn.functional.pad(table, (pad, pad))
@@ -289,7 +241,7 @@ class _Call:
         sizes = (I64(), I64())
         self.library.biases_sizes(ctypes.byref(problem), I64(backward), *map(ctypes.byref, sizes))
         shared, scratch = (size.value for size in sizes)
-        space = _working_space(shared + problem.threads * scratch)
+        space = working_space(shared + problem.threads * scratch)
         problem.shared, problem.scratch_size = space.data_ptr(), scratch
         problem.scratch = space.data_ptr() + 4 * shared
         run = self.library.biases_backward if backward else self.library.biases_forward

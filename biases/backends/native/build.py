@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-HEADERS = ("backward", "bounds", "forward", "masks", "problem", "product", "terms", "tiles", "vector")
+HEADERS = ("backward", "bounds", "forward", "masks", "problem", "product", "retention", "terms", "tiles", "vector")
 SOURCES = ("kernel.cpp", *(f"{name}.hpp" for name in HEADERS))
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")

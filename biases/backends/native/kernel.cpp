@@ -10,6 +10,7 @@
 
 #include "backward.hpp"
 #include "forward.hpp"
+#include "retention.hpp"
 
 namespace biases {
 namespace {
@@ -40,10 +41,11 @@ int biases_limits(int64_t* values) {
     values[2] = biases::CHUNK;
     values[3] = sizeof(biases::Problem);
     values[4] = sizeof(biases::Term);
+    values[5] = sizeof(biases::Retention);
 #if defined(_OPENMP)
-    values[5] = 1;
+    values[6] = 1;
 #else
-    values[5] = 0;
+    values[6] = 0;
 #endif
     return biases::W;
 }
@@ -68,4 +70,13 @@ void biases_sizes(const biases::Problem* problem, int64_t backward, int64_t* sha
 void biases_forward(const biases::Problem* problem) { biases::run(*problem, biases::forward_tasks); }
 
 void biases_backward(const biases::Problem* problem) { biases::run(*problem, biases::backward_tasks); }
+
+void biases_retention_sizes(const biases::Retention* problem, int64_t* shared, int64_t* scratch) {
+    biases::Arena of_one(nullptr);
+    biases::take_retention(of_one, *problem);
+    *shared = problem->batch * problem->heads * (problem->parts - 1) * biases::state_size(*problem);
+    *scratch = of_one.used();
+}
+
+void biases_retention(const biases::Retention* problem) { biases::retain(*problem); }
 }

@@ -109,13 +109,13 @@ def attention(
     """The output, (B, H, L, Dv), with gradients of everything but the mask; see :class:`Operands` for the shapes."""
     tensors = (q, k, v, key_bias, post_bias, *tables)
     asked = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    if not (asked or _transformed()):
+    if not (asked or transformed()):
         # The machinery of gradients costs as much as the attention of a small window.
         return _run_forward(spec, q, k, v, key_bias, post_bias, mask, *tables)[0]
     return _Attention.apply(spec, q, k, v, key_bias, post_bias, mask, *tables)[0]
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether ``torch.func`` transforms the call; where this torch does not tell, it may."""
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return active is None or active()
@@ -152,23 +152,21 @@ class _Attention(torch.autograd.Function):
         return _unfold(info.batch_size, _Attention.apply(spec, *folded))
 
 
-def _direct(spec: Spec, tensors: tuple[Any, ...]) -> bool:
+def direct(tensors: tuple[Any, ...]) -> bool:
     """Whether nothing but the kernel would see the call of an operator, which costs as much as a few small windows."""
-    if not spec.direct or intercepted():
-        return False
-    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    return not intercepted() and all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
 
 
 def _run_forward(spec: Spec, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, key_bias, post_bias, mask, *tables = inputs
-    if _direct(spec, inputs):
+    if spec.direct and direct(inputs):
         return arguments.forward(spec, Operands(q, k, v, key_bias, post_bias, mask, tables))
     return torch.ops.biases.native_forward(q, k, v, key_bias, post_bias, mask, tables, *_pack(spec))
 
 
 def _run_backward(spec: Spec, wanted: tuple[bool, ...], *inputs: Any) -> tuple[Tensor, ...]:
     head, operands, tables = inputs[:4], inputs[4:10], list(inputs[10:])
-    if _direct(spec, inputs):
+    if spec.direct and direct(inputs):
         (grad, out, top, inverse), (q, k, v, key_bias, post_bias, mask) = head, operands
         x = Operands(q, k, v, key_bias, post_bias, mask, tables)
         return tuple(arguments.backward(spec, x, grad, out, top, inverse, wanted))
@@ -197,12 +195,12 @@ class _AttentionBackward(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], spec: Spec, wanted: tuple[bool, ...], *inputs: Any
     ) -> tuple[Any, Any]:
         size, dims = info.batch_size, in_dims[2:]
-        head = [_fold(size, x, dim) for x, dim in zip(inputs[:4], dims[:4], strict=True)]
+        head = [fold(size, x, dim) for x, dim in zip(inputs[:4], dims[:4], strict=True)]
         folded = _fold_operands(size, dims[4:], inputs[4:])
         return _unfold(size, _AttentionBackward.apply(spec, wanted, *head, *folded))
 
 
-def _fold(size: int, x: Tensor, dim: int | None) -> Tensor:
+def fold(size: int, x: Tensor, dim: int | None) -> Tensor:
     """``x`` with the vectorised axis, made where it has none, folded into the first."""
     x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.flatten(0, 1)
@@ -211,7 +209,7 @@ def _fold(size: int, x: Tensor, dim: int | None) -> Tensor:
 def _fold_operands(size: int, dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
     """Operands of a vectorised call: the vectorised axis becomes part of the batch, and a group of the tables."""
     *operands, mask = inputs[:6]
-    folded: list[Any] = [None if x is None else _fold(size, x, dim) for x, dim in zip(operands, dims[:5], strict=True)]
+    folded: list[Any] = [None if x is None else fold(size, x, dim) for x, dim in zip(operands, dims[:5], strict=True)]
     if mask is not None and dims[5] is not None:
         mask = mask.movedim(dims[5], 0)
         # Masks are used in turn, so each of the vectorised axis has to have one for each example.

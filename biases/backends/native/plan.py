@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from biases._cache import intercepted, kept
 from biases._checks import fail
-from biases.backends.native import arguments, ops
+from biases.backends.fused import formulate
+from biases.backends.native import arguments, ops, retention
 from biases.backends.native.arguments import FACTOR, LOGARITHM, LOGITS, Index, Spec
 from biases.backends.native.build import BuildError
 from biases.backends.terms import DecayTerm, Form, LowRank, PairTerm, PerKey, Problem, RelativeTable, Toeplitz
@@ -54,15 +55,11 @@ def why_not(problem: Problem) -> str | None:
     if q.dtype == torch.float64:
         return "the native kernel computes in float32"
     if problem.weights == "linear":
-        return "linear weights are not those of the native kernel"
+        return _why_not_linear(problem) or _why_no_operator()
     if problem.dropout:
         return "dropout on the weights draws a number for every pair"
     if problem.key_gate is not None and problem.key_gate.eps:
         return "a gate with eps > 0 needs the sum of the gated weights"
-    if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "the native kernel has no forward-mode derivatives"
-    if torch.jit.is_tracing():
-        return "torch.jit.trace records nothing of the native kernel"
     terms = problem.biases if problem.decay is None else (*problem.biases, problem.decay)
     if len(terms) > arguments.MOST_TABLES:
         return f"the native kernel adds at most {arguments.MOST_TABLES} terms"
@@ -70,7 +67,29 @@ def why_not(problem: Problem) -> str | None:
         placement = term.placement if isinstance(term, DecayTerm) else "logits"
         if not _structured(term, problem, placement):
             return f"{type(term).__name__} has no structured form"
+    return _why_no_operator()
+
+
+def _why_not_linear(problem: Problem) -> str | None:
+    plan = formulate(problem)
+    if plan.name != "chunkwise":
+        return plan.reason
+    if torch.is_grad_enabled() and _log_rates(problem).requires_grad:
+        return "the native kernel has no gradient for the rate of linear weights"
+    return None
+
+
+def _why_no_operator() -> str | None:
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "the native kernel has no forward-mode derivatives"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records nothing of the native kernel"
     return _why_not_available() or None
+
+
+def _log_rates(problem: Problem) -> Tensor:
+    """``log gamma`` of linear weights, (H,), which decay exponentially."""
+    return -problem.decay.slopes  # type: ignore[union-attr]
 
 
 def _structured(term: PairTerm, problem: Problem, placement: str) -> bool:
@@ -86,7 +105,12 @@ def _structured(term: PairTerm, problem: Problem, placement: str) -> bool:
 def run(problem: Problem) -> Tensor:
     """The output of ``problem``, for which :func:`why_not` is ``None``: (B, H, L, Dv), in the dtype of the queries."""
     q, k, v = (x.float() for x in (problem.q, problem.k, problem.v))
-    return _Lowering(problem, q, k, v).run().to(problem.q.dtype)
+    if problem.weights == "linear":
+        gamma = _log_rates(problem).to(device=q.device, dtype=torch.float64).exp()
+        out = retention.retention(q, k, v, gamma.expand(q.shape[:2]), scale=problem.scale)
+    else:
+        out = _Lowering(problem, q, k, v).run()
+    return out.to(problem.q.dtype)
 
 
 @dataclass
