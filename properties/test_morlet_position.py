@@ -292,6 +292,19 @@ def test_weight_decay_alone_pushes_every_pair_onto_the_boundary():
         assert abs(sigma[pair].item() - decayed) < 1e-3
 
 
+@given(product=st.floats(1.0, 40.0), width=st.integers(1, 8))
+def test_the_product_at_the_start_is_the_one_asked_for(product, width):
+    """omega sigma = product without a clamp; with it, never below the bound."""
+    free = zoo.position("mope", 2 * width, context=8, heads=1, constraint="none", product=product)["embedding"]
+    learned = free.double().learned()
+    expected = torch.full((width,), product, dtype=torch.float64)
+    # The logarithms are stored as float32: an error of up to half an ulp of ln 40 in each.
+    torch.testing.assert_close(learned["omega"] * learned["sigma"], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(learned["unclamped_product"], expected, rtol=1e-6, atol=0)
+    clamped = zoo.position("mope", 2 * width, context=8, heads=1, product=product)["embedding"].double().learned()
+    assert (clamped["omega"] * clamped["sigma"] >= 5 * (1 - 1e-12)).all()
+
+
 def test_the_authors_decay_the_logarithms_and_the_free_variant_does_not():
     """P2: weight decay 0.1 on every parameter, log omega and log sigma included; the control exempts them."""
     for name, exempt in (("mope", 0), ("mope[weight_decay=False]", 16), ("mope-free[learned_centre=True]", 24)):

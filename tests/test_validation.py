@@ -180,6 +180,8 @@ POSITIONS = {
     "MoPE on another width": lambda: MorletPosition(8)(zeros(1, 3, 6)),
     "MoPE of unknown constraint": lambda: MorletPosition(8, constraint="clamp"),
     "MoPE of unknown initialisation": lambda: MorletPosition(8, initialisation="mine"),
+    "MoPE of product 0": lambda: MorletPosition(8, product=0.0),
+    "MoPE of infinite product": lambda: MorletPosition(8, product=float("inf")),
     "MoPE of context 0": lambda: MorletPosition(8, initialisation="free", context=0),
     "sinusoidal of odd width": lambda: SinusoidalPosition(7),
     "sinusoidal on another width": lambda: SinusoidalPosition(8)(zeros(1, 3, 6)),

@@ -41,14 +41,14 @@ def morlet_encoding(positions: Tensor, omega: Tensor, sigma: Tensor, centre: Ten
     return torch.stack([torch.cos(omega * b) * envelope, torch.sin(omega * b) * envelope], -1).flatten(1)
 
 
-def published_initialisation(pairs: int) -> tuple[Tensor, Tensor]:
-    """``omega_i = exp(i / (C / 2 - 1) ln(0.99 pi))``, 1 to 3.110 rad/token, ``sigma_i = 5 / omega_i``.
+def published_initialisation(pairs: int, product: float = ADMISSIBILITY) -> tuple[Tensor, Tensor]:
+    """``omega_i = exp(i / (C / 2 - 1) ln(0.99 pi))``, 1 to 3.110 rad/token, ``sigma_i = product / omega_i``.
 
-    arXiv 2605.26355 Eq. 12-13.
+    arXiv 2605.26355 Eq. 12-13, where the product is 5, the bound of admissibility.
     """
     step = torch.arange(pairs, dtype=torch.float64) / max(pairs - 1, 1)
     omega = torch.exp(step * math.log(0.99 * math.pi))
-    return omega, ADMISSIBILITY / omega
+    return omega, product / omega
 
 
 def free_initialisation(pairs: int, context: int) -> tuple[Tensor, Tensor]:
@@ -69,12 +69,14 @@ class MorletPosition(nn.Module):
             omega := 5 / sigma wherever omega sigma < 5 (so that omega can exceed the first clamp, and gets no gradient
             there). ``"none"`` uses exp of the parameters as they are.
         initialisation: ``"published"`` or ``"free"``.
+        product: omega sigma of every pair in the published initialisation, above 0. The published 5 is the bound that
+            the clamp then holds.
         weight_decay: whether the optimiser may decay the logarithms (the authors did, by 0.1).
         learned_centre: learn the centre of each envelope (proposed in arXiv 2606.01258 Eq. 29, never run there).
         context: length that the free initialisation is made for.
 
     Raises:
-        ValueError: odd width, unknown option.
+        ValueError: odd width, unknown option, a product that is not above 0.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class MorletPosition(nn.Module):
         *,
         constraint: str = "published",
         initialisation: str = "published",
+        product: float = ADMISSIBILITY,
         weight_decay: bool = True,
         learned_centre: bool = False,
         context: int = 256,
@@ -91,10 +94,12 @@ class MorletPosition(nn.Module):
         one_of("MorletPosition constraint", constraint, ("published", "none"))
         one_of("MorletPosition initialisation", initialisation, ("published", "free"))
         positive_int("MorletPosition context", context)
+        if isinstance(product, bool) or not isinstance(product, int | float) or not 0 < product < math.inf:
+            fail("MorletPosition product", "a number above 0", repr(product))
         pairs = even("MorletPosition dim", dim) // 2
         self.dim, self.constraint = dim, constraint
         if initialisation == "published":
-            omega, sigma = published_initialisation(pairs)
+            omega, sigma = published_initialisation(pairs, product)
         else:
             omega, sigma = free_initialisation(pairs, context)
         self.log_omega = nn.Parameter(omega.log().float())
@@ -152,8 +157,17 @@ def _traits(options: Mapping[str, Any]) -> Traits:
         "Initialised on the admissibility boundary, which weight decay and clamp then hold.",
     ),
 )
-def mope(dim: int, context: int, heads: int, *, weight_decay: bool = True) -> dict[str, object]:
-    return {"embedding": MorletPosition(dim, weight_decay=weight_decay, context=context)}
+def mope(
+    dim: int,
+    context: int,
+    heads: int,
+    *,
+    weight_decay: bool = True,
+    constraint: str = "published",
+    product: float = ADMISSIBILITY,
+) -> dict[str, object]:
+    position = MorletPosition(dim, constraint=constraint, product=product, weight_decay=weight_decay, context=context)
+    return {"embedding": position}
 
 
 @register(
