@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ import torch
 
 from biases._files import write_atomically
 from biases.ablation import Images, ImageTrainConfig, Result, build_image_model, load_images, read_result, train_images
+from biases.ablation._cells import canonical_json, plain
 from biases.ablation._provenance import device_name, git_revision, versions
 from biases.ablation.results import SCHEMA, result_path, write_result
-from biases.ablation.spec import canonical_json
 
 DATA = "digits"
 MODELS = ("rmt-digits", "swin-digits", "gated-swinrmt-retention[size=digits]", "gated-swinrmt-swat[size=digits]")
@@ -61,7 +61,7 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"model": {"name": self.model}, "seed": self.seed, "train": asdict(self.train), "data": DATA}
+        return {"model": {"name": self.model}, "seed": self.seed, "train": plain(self.train), "data": DATA}
 
     @property
     def id(self) -> str:
@@ -72,7 +72,7 @@ def main() -> int:
     options = arguments()
     try:
         images = load_images(DATA)
-        train = ImageTrainConfig(**{**asdict(TRAINING), "steps": options.steps})
+        train = replace(TRAINING, steps=options.steps)
         for name in options.models:
             build_image_model(name, images, 0)
     except ValueError as error:
@@ -238,7 +238,7 @@ def summarise(
         "command": command(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "threshold": THRESHOLD,
-        "train": asdict(train),
+        "train": plain(train),
         "seeds": options.seeds,
         "data": {"name": images.name, "sha256": images.sha256, "train": len(images.train), "test": len(images.test)},
         "versions": all_versions(),

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import biases
+from biases.ablation.command import add_arguments as add_ablate_arguments
+from biases.ablation.stats_command import add_arguments as add_stats_arguments
 from biases.bench.command import add_arguments as add_bench_arguments
+from biases.claims.command import add_arguments as add_claims_arguments
 
 OK, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -149,6 +152,36 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--markdown", metavar="FILE", help="also write a table in Markdown")
     compared.add_argument("--out", metavar="DIR", help="write comparison.json there after every benchmark")
 
+    ablated = _command(
+        commands,
+        "ablate",
+        run_ablation,
+        "run a study's trainings, or what is left of them",
+        "biases ablate benchmarks/ablations/gate-sight-small.toml --workers 2",
+        extra="ablate",
+    )
+    add_ablate_arguments(ablated)
+
+    statistics = _command(
+        commands,
+        "stats",
+        analyse_study,
+        "the tests, intervals, effect sizes and power of a study's results",
+        "biases stats runs/gate-sight-small",
+        extra="ablate",
+    )
+    add_stats_arguments(statistics)
+
+    claimed = _command(
+        commands,
+        "claims",
+        check_claims,
+        "test what the papers state, and show the evidence",
+        "biases claims ega-causal",
+        extra="check",
+    )
+    add_claims_arguments(claimed)
+
     demo = _command(
         commands,
         "demo",
@@ -267,6 +300,27 @@ def compare_commits(options: argparse.Namespace) -> int:
         if options.markdown:
             Path(options.markdown).write_text(markdown(comparison), encoding="utf-8")
     return INTERRUPTED if comparison.interrupted else comparison.exit_code
+
+
+def run_ablation(options: argparse.Namespace) -> int:
+    """``biases ablate SPEC.toml``"""
+    from biases.ablation.command import run
+
+    return run(options)
+
+
+def analyse_study(options: argparse.Namespace) -> int:
+    """``biases stats DIR``"""
+    from biases.ablation.stats_command import run
+
+    return run(options)
+
+
+def check_claims(options: argparse.Namespace) -> int:
+    """``biases claims [ID...]``"""
+    from biases.claims.command import run
+
+    return run(options)
 
 
 def demonstrate(options: argparse.Namespace) -> int:

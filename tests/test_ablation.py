@@ -1,11 +1,14 @@
+import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +20,16 @@ from biases import _files
 from biases.ablation import (
     Cell,
     Grid,
+    ImageCell,
+    ImageGrid,
+    ImageModelConfig,
+    Images,
+    ImageTrainConfig,
     ModelConfig,
     TrainConfig,
     _locks,
+    _provenance,
+    kinds,
     load_results,
     paired_values,
     run_grid,
@@ -27,8 +37,14 @@ from biases.ablation import (
     train_cell,
 )
 from biases.ablation.data import Text, load_text
-from biases.ablation.evaluation import evaluation_windows, full_losses, sample_positions, truncated_losses
-from biases.ablation.training import generator, initialise, learning_rate, training_batch
+from biases.ablation.evaluation import (
+    evaluation_windows,
+    full_losses,
+    measure_leak,
+    sample_positions,
+    truncated_losses,
+)
+from biases.ablation.training import build_model, generator, initialise, learning_rate, training_batch
 
 SMALL = ModelConfig(attention="prefix-mean", layers=1, heads=1, dim=8, context=12, dropout=0.0)
 LEAKY = replace(SMALL, attention="window-mean")
@@ -156,6 +172,8 @@ class TestSpec:
             (lambda: ModelConfig(context=0), "ModelConfig context"),
             (lambda: ModelConfig(attention=""), "ModelConfig attention: expected a name"),
             (lambda: ModelConfig(options={"attntion": {}}), "did you mean 'attention'"),
+            (lambda: ModelConfig(options={"model": {"absolute": True}}), "did you mean 'absolute_too'"),
+            (lambda: ModelConfig(options={"model": {"absolute_too": 1}}), "expected True or False, got 1"),
             (lambda: ModelConfig(options={"attention": {"f": print}}), "that JSON can hold"),
             (lambda: ModelConfig(options={"attention": {"x": float("inf")}}), "that JSON can hold"),
             (lambda: TrainConfig(steps=100), "fewer updates than steps=100, got 300"),
@@ -322,7 +340,30 @@ class TestTraining:
         assert "leak" not in without
         one = train_cell(cell(train=replace(FAST, truncated_positions=1)), text, build=build)["metrics"]
         assert "leak" in one
-        assert "leak_standard_error" not in one
+        assert not one.keys() & {"leak_standard_error", "leak_low", "leak_high", "truncated_low", "truncated_high"}
+
+    def test_intervals_of_the_sampled_positions(self):
+        draw = torch.Generator().manual_seed(0)
+        full = torch.rand(30, 12, generator=draw, dtype=torch.float64)
+        pairs = sample_positions(30, 12, 100, draw)
+        truncated = full[pairs[:, 0], pairs[:, 1]] + torch.rand(100, generator=draw, dtype=torch.float64)
+        leak = measure_leak(truncated, full, pairs)
+        difference = truncated - full[pairs[:, 0], pairs[:, 1]]
+        for mean, low, high, sample in (
+            (leak.leak, leak.leak_low, leak.leak_high, difference),
+            (leak.truncated, leak.truncated_low, leak.truncated_high, truncated),
+        ):
+            assert mean == pytest.approx(sample.mean().item())
+            half = 1.959964 * sample.numpy().std(ddof=1) / 10
+            assert (low, high) == pytest.approx((mean - half, mean + half))
+        assert leak.leak_standard_error == pytest.approx(difference.numpy().std(ddof=1) / 10)
+
+    def test_a_model_takes_an_absolute_encoding_beside_its_position(self, text):
+        alone = ModelConfig(position="rotary", layers=1, heads=2, dim=8, context=12, dropout=0.0)
+        beside = replace(alone, options={"model": {"absolute_too": True}})
+        models = [build_model(cell(model=model), len(text.vocabulary)) for model in (alone, beside)]
+        added = {name for name, _ in models[1].named_parameters()} - {name for name, _ in models[0].named_parameters()}
+        assert {models[1].get_parameter(name).shape for name in added} == {(12, 8)}
 
     def test_parts_tell_what_they_learned(self, text):
         model = ModelConfig(attention="ega", position="mope", layers=2, heads=2, dim=8, context=12, dropout=0.0)
@@ -491,9 +532,237 @@ class TestGrid:
             run_grid(deadly, tmp_path, build=KillWorker(os.getpid()), workers=2)
         assert files(tmp_path) == [f"{deadly.cells()[0].id}.json"]
 
+    def test_a_shard_is_run_alone(self, grid, tmp_path):
+        results = run_grid(grid, tmp_path, build=build, shard=(2, 2))
+        assert [(r["arm"], r["seed"]) for r in results] == [("causal", 1), ("leaky", 1)]
+        assert len(run_grid(grid, tmp_path, build=build, shard=(1, 2))) == 2
+        assert files(tmp_path) == sorted(f"{c.id}.json" for c in grid.cells())
+
+    def test_results_say_how_and_for_what_they_were_run(self, grid, tmp_path):
+        results = run_grid(grid, tmp_path, build=build, study={"name": "words", "size": "small"})
+        assert {json.dumps(r["execution"]) for r in results} == {'{"workers": 1, "together": 1}'}
+        assert {json.dumps(r["study"]) for r in results} == {'{"name": "words", "size": "small"}'}
+
+    def test_a_refused_arm_is_named(self, grid, tmp_path):
+        def refuse(cell, vocab):
+            if cell.arm == "leaky":
+                raise ValueError("attention: expected another")
+            return build(cell, vocab)
+
+        with pytest.raises(ValueError, match="arm 'leaky': attention: expected another"):
+            run_grid(grid, tmp_path, build=refuse)
+
+    def test_units_can_be_run_elsewhere(self, grid, tmp_path):
+        opened = []
+
+        class Inline:
+            slots = 3
+
+            def __init__(self, data, work):
+                self.data, self.work, self.told, self.units = data, work, [], []
+                opened.append(self)
+
+            def submit(self, cells):
+                self.units.append(cells)
+                future = Future()
+                future.set_result(self.work(cells, self.data, self.told.append))
+                return future
+
+            def events(self):
+                while self.told:
+                    yield self.told.pop(0)
+
+        @contextlib.contextmanager
+        def open_inline(data, work):
+            yield Inline(data, work)
+
+        # The device is of the machines that the executor has.
+        run_grid(grid, tmp_path, build=build, device="cuda:7", executor=open_inline, stop=lambda: True)
+        assert opened[0].work.keywords["device"] == "cuda:7"
+        events = []
+        results = run_grid(grid, tmp_path, build=build, executor=open_inline, progress=events.append, together=2)
+        assert [len(unit) for unit in opened[1].units] == [2, 2]
+        assert {r["status"] for r in results} == {"ok"}
+        assert "step" in {event["event"] for event in events}
+        assert files(tmp_path) == sorted(f"{c.id}.json" for c in grid.cells())
+
+    def test_what_dies_elsewhere_is_reported_and_its_locks_given_back(self, grid, tmp_path):
+        class Dying:
+            slots = 1
+
+            def submit(self, cells):
+                future = Future()
+                future.set_exception(BrokenExecutor("the node is gone"))
+                return future
+
+            def events(self):
+                return iter(())
+
+        @contextlib.contextmanager
+        def open_dying(data, work):
+            yield Dying()
+
+        with pytest.raises(RuntimeError, match=rf"in flight were {grid.cells()[0].id}.*the node is gone"):
+            run_grid(grid, tmp_path, build=build, executor=open_dying)
+        assert files(tmp_path) == []
+
     def test_workers_need_an_importable_build(self, grid, tmp_path):
         with pytest.raises(ValueError, match="expected an importable function"):
             run_grid(grid, tmp_path, build=lambda cell, vocab: build(cell, vocab), workers=2)
+
+
+class TestTogether:
+    @pytest.fixture
+    def real(self, grid):
+        model = ModelConfig(layers=1, heads=2, dim=8, context=12, dropout=0.0)
+        return replace(grid, arms={"standard": model, "ega": replace(model, attention="ega")}, seeds=(0, 1, 2))
+
+    def test_results_are_those_of_one_by_one(self, real, tmp_path):
+        alone = run_grid(real, tmp_path / "alone")
+        together = run_grid(real, tmp_path / "together", together=2)
+        assert [r["id"] for r in together] == [r["id"] for r in alone]
+        # The third seed is alone.
+        assert [r["execution"]["together"] for r in together] == [2, 2, 2, 2, 1, 1]
+        for a, b in zip(alone, together, strict=True):
+            assert b["metrics"] == pytest.approx(a["metrics"], abs=1e-4)
+            assert b["seconds"] > 0
+
+    def test_what_is_left_of_a_unit_is_run(self, real, tmp_path):
+        one = replace(real, arms={"ega": real.arms["ega"]}, seeds=(1,))
+        run_grid(one, tmp_path)
+        held = tmp_path / "cells" / f"{real.cells()[0].id}.lock"
+        assert _locks.acquire(held)
+        events = []
+        run_grid(real, tmp_path, together=3, progress=events.append)
+        by_kind = {
+            kind: [(e["arm"], e["seed"]) for e in events if e["event"] == kind] for kind in ("started", "locked")
+        }
+        assert by_kind["started"] == [("standard", 1), ("standard", 2), ("ega", 0), ("ega", 2)]
+        assert by_kind["locked"] == [("standard", 0)]
+        _locks.release(held)
+        run_grid(real, tmp_path, together=3)
+        assert files(tmp_path) == sorted(f"{c.id}.json" for c in real.cells())
+
+    def test_what_cannot_advance_together_is_run_one_by_one(self, grid, tmp_path, monkeypatch):
+        def refuse(*arguments, **options):
+            raise ValueError("no stacking here")
+
+        monkeypatch.setattr("biases.ablation.together.train_together", refuse)
+        alone = run_grid(grid, tmp_path / "alone", build=build)
+        together = run_grid(grid, tmp_path / "together", build=build, together=2)
+        assert [r["metrics"] for r in together] == [r["metrics"] for r in alone]
+        expected = {"workers": 1, "together": 1, "alone_because": "ValueError: no stacking here"}
+        assert [r["execution"] for r in together] == [expected] * 4
+
+    def test_a_broken_arm_is_a_failed_result_of_each_seed(self, grid, tmp_path):
+        results = run_grid(replace(grid, arms={"broken": SMALL}), tmp_path, build=build, together=2)
+        assert [r["status"] for r in results] == ["failed", "failed"]
+        assert "this arm cannot be built" in results[1]["error"]
+
+    def test_images_do_not(self, tmp_path):
+        with pytest.raises(ValueError, match="together: expected 1 for images, got 2"):
+            run_grid(ImageGrid({"a": ImageModelConfig("x")}, (0,), ImageTrainConfig()), tmp_path, together=2)
+
+
+class Brightness(nn.Module):
+    """Classifies by the mean of each channel."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.head = nn.Linear(images.channels, len(images.classes))
+
+    def forward(self, images):
+        return self.head(images.mean((2, 3)))
+
+    def initial_std(self, name):
+        return 0.1 if name == "head.weight" else None
+
+
+def build_brightness(cell, images):
+    if cell.arm == "broken":
+        raise RuntimeError("this arm cannot be built")
+    return Brightness(images)
+
+
+class TestImages:
+    @pytest.fixture
+    def grid(self, monkeypatch):
+        draw = torch.Generator().manual_seed(0)
+
+        def split(count):
+            labels = torch.arange(count) % 2
+            pixels = torch.randint(0, 100, (count, 1, 4, 4), generator=draw) + 100 * labels[:, None, None, None]
+            return pixels.to(torch.uint8), labels
+
+        images = Images("squares", "5" * 64, ("dark", "bright"), *split(40), *split(20))
+        monkeypatch.setattr(kinds, "IMAGES", replace(kinds.IMAGES, load=lambda name: images))
+        monkeypatch.setattr(kinds, "KINDS", {"text": kinds.TEXT, "images": kinds.IMAGES})
+        train = ImageTrainConfig(steps=30, batch=8, warmup=2, learning_rate=0.1, evaluate_every=15)
+        model = ImageModelConfig("brightness")
+        return ImageGrid({"one": model, "two": replace(model, options={"size": "other"})}, (0, 1), train, "squares")
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_images_are_run_and_stored_as_texts_are(self, grid, tmp_path, workers):
+        events = []
+        results = run_grid(grid, tmp_path, build=build_brightness, workers=workers, progress=events.append)
+        assert [(r["arm"], r["seed"], r["status"]) for r in results] == [
+            ("one", 0, "ok"),
+            ("two", 0, "ok"),
+            ("one", 1, "ok"),
+            ("two", 1, "ok"),
+        ]
+        assert files(tmp_path) == sorted(f"{c.id}.json" for c in grid.cells())
+        assert results[0]["metrics"]["test_accuracy"] > 0.9
+        # Both arms are one model here: a seed's order and starts are the same in all arms.
+        assert results[0]["metrics"] == results[1]["metrics"] != results[2]["metrics"]
+        assert {e["arm"] for e in events if e["event"] == "step"} == {"one", "two"}
+        again = []
+        assert run_grid(grid, tmp_path, build=build_brightness, progress=again.append) == results
+        assert [e["event"] for e in again] == ["skipped"] * 4
+        seeds, a, b = paired_values(load_results(tmp_path), "one", "two", "test_loss")
+        assert (seeds, a) == ([0, 1], b)
+
+    def test_identity(self, grid):
+        cells = grid.cells()
+        assert len({c.id for c in cells}) == 4
+        assert Cell.from_config(json.loads(json.dumps(cells[1].config))) == cells[1]
+        assert replace(cells[0], data="digits").id != cells[0].id
+
+    def test_failures_are_results(self, grid, tmp_path):
+        mixed = replace(grid, arms={"broken": ImageModelConfig("x"), "one": grid.arms["one"]}, seeds=(0,))
+        results = run_grid(mixed, tmp_path, build=build_brightness)
+        assert [r["status"] for r in results] == ["failed", "ok"]
+
+    def test_what_every_cell_would_fail_on_is_refused_first(self, grid, tmp_path):
+        for train, message in ((replace(grid.train, flip=True), "flip"), (replace(grid.train, shift=4), "shift")):
+            with pytest.raises(ValueError, match=f"ImageTrainConfig {message} with images"):
+                run_grid(replace(grid, train=train), tmp_path / "out", build=build_brightness)
+        with pytest.raises(ValueError, match=r"arm 'one': .*brightness"):
+            run_grid(grid, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_less_precise_updates_are_another_cell_with_other_numbers(self, grid, tmp_path):
+        rough = replace(grid, train=replace(grid.train, precision="bfloat16"))
+        precise, other = (run_grid(each, tmp_path, build=build_brightness) for each in (grid, rough))
+        assert len(files(tmp_path)) == 8
+        assert other[0]["metrics"]["test_loss"] == pytest.approx(precise[0]["metrics"]["test_loss"], rel=0.1)
+        assert other[0]["metrics"]["test_loss"] != precise[0]["metrics"]["test_loss"]
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: ImageModelConfig(""), "ImageModelConfig name: expected a name"),
+            (lambda: ImageModelConfig("x", {"f": print}), "that JSON can hold"),
+            (lambda: ImageModelConfig("x", ["a"]), "a mapping from names"),
+            (lambda: ImageModelConfig("x", {"channels": 3}), "no 'channels', which the images decide"),
+            (lambda: ImageTrainConfig(precision="float16"), "ImageTrainConfig precision: expected one of"),
+            (lambda: ImageCell("a", 0, ModelConfig(), ImageTrainConfig()), "expected a ImageModelConfig"),
+            (lambda: ImageGrid({}, (0,), ImageTrainConfig()), "ImageGrid arms: expected at least one arm"),
+        ],
+    )
+    def test_bad_values_are_refused(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 class KillWorker:
@@ -642,6 +911,37 @@ class TestLocks:
         assert not _locks.acquire(lock)
         os.utime(lock, (time.time() - 3600, time.time() - 3600))
         assert _locks.acquire(lock)
+
+
+class TestProvenance:
+    @pytest.fixture
+    def fingerprint(self, tmp_path, monkeypatch):
+        """Of a copy of the package, of which files can be changed."""
+        package = tmp_path / "biases"
+        shutil.copytree(
+            Path(_provenance.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+        monkeypatch.setattr(_provenance, "__file__", str(package / "ablation" / "_provenance.py"))
+
+        def after(*changed):
+            for name in changed:
+                path = package / name
+                path.write_text(path.read_text() + "\n")
+            return _provenance.code_fingerprint.__wrapped__()
+
+        return after
+
+    def test_the_code_that_decides_numbers_has_another_fingerprint_when_changed(self, fingerprint):
+        seen = {fingerprint()}
+        deciding = ("ablation/_loop.py", "ablation/together.py", "ablation/images/sampling.py", "layers/__init__.py")
+        for name in deciding:
+            seen.add(fingerprint(name))
+        assert len(seen) == 1 + len(deciding)
+
+    def test_what_judges_and_shows_results_does_not_change_it(self, fingerprint):
+        before = fingerprint()
+        names = [f"ablation/{name}.py" for name in _provenance.DECIDE_NOTHING]
+        assert fingerprint(*names, "ablation/executors/local.py", "cli.py") == before
 
 
 class TestResults:

@@ -5,13 +5,14 @@ import multiprocessing
 import shutil
 import sys
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from biases.ablation import ImagesUnavailable, ImageTrainConfig
+from biases.ablation._cells import plain
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 MODEL = "swin-digits"
@@ -111,7 +112,7 @@ def test_the_summary_says_what_was_run(digits, finished):
     results = {result["seed"]: result for result in map(json.loads, (raw for raw, _ in stored(out).values()))}
     assert sorted(results) == [0, 1]
     assert summary["seeds"] == [0, 1]
-    assert summary["train"] == json.loads(json.dumps(asdict(TRAINING)))
+    assert summary["train"] == json.loads(json.dumps(plain(TRAINING)))
     assert summary["data"]["train"] == 1438
     assert summary["data"]["test"] == 359
     assert summary["wall_seconds"] > 0

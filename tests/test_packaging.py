@@ -131,7 +131,7 @@ def test_importing_needs_torch_and_numpy_only():
 
 
 def test_the_tools_load_their_libraries_when_used():
-    tools = [name for name in ("testing", "stats", "bench", "ablation", "report") if exists(f"biases.{name}")]
+    tools = [name for name in ("testing", "stats", "bench", "ablation", "claims", "report") if exists(f"biases.{name}")]
     code = f"import sys; {'; '.join(f'import biases.{tool}' for tool in tools)}\n"
     assert run(code + f"print([m for m in {OPTIONAL!r} if m in sys.modules])").strip() == "[]"
 

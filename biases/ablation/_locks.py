@@ -107,6 +107,11 @@ def acquire(path: Path) -> bool:
         return _create(path)
 
 
+def held(path: Path) -> bool:
+    """Whether somebody who may be alive has the lock."""
+    return path.exists() and not _stale(path)
+
+
 def release(path: Path) -> None:
     """Give back a lock that this process holds."""
     with contextlib.suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,6 +64,13 @@ def own_random_state(device: str, seed: int) -> Iterator[None]:
         yield
 
 
+def arithmetic(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Within it models compute in ``precision``: ``"float32"``, or ``"bfloat16"`` by autocast, not run on a GPU."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
 def learned_values(model: nn.Module) -> dict[str, list[float]]:
     """What the parts of a model tell of what they learned: ``{"module.name": values}``.
 
@@ -78,6 +85,54 @@ def learned_values(model: nn.Module) -> dict[str, list[float]]:
                 if tensor.isfinite().all():
                     values[f"{path}.{name}" if path else name] = tensor.double().flatten().tolist()
     return values
+
+
+class Record:
+    """Losses, curve and events of one training.
+
+    Args:
+        progress: told each event, with ``names`` in it.
+    """
+
+    def __init__(self, config: Optimisation, progress: Progress | None, names: Mapping[str, Any]) -> None:
+        self.config, self.progress, self.names = config, progress, names
+        self.curve: list[dict[str, float | int | None]] = []
+        self._since_point: list[float] = []
+
+    def updates(self, losses: list[float], step: int) -> None:
+        """Training losses of the updates up to ``step``.
+
+        Raises:
+            Diverged: one is not finite.
+        """
+        for index, value in enumerate(losses):
+            if not math.isfinite(value):
+                raise Diverged("training loss", step - len(losses) + index + 1)
+        self._tell("step", step=step, loss=losses[-1])
+        self._since_point += losses
+
+    def mean_loss(self) -> float | None:
+        """Mean training loss since the last point of the curve; ``None`` before the first update."""
+        return sum(self._since_point) / len(self._since_point) if self._since_point else None
+
+    def point(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """A point of the curve."""
+        self._since_point = []
+        self.curve.append({"step": step, **values})
+        self._tell("evaluation", step=step, **values)
+
+    def finished(self, metrics: dict[str, Any], learned: dict[str, list[float]]) -> dict[str, Any]:
+        """What a training returns that came to its end."""
+        return {"status": "ok", "error": None, "metrics": metrics, "learned": learned, "curve": self.curve}
+
+    def diverged(self, error: Diverged) -> dict[str, Any]:
+        """What a training returns that diverged."""
+        outcome = {"status": "diverged", "error": str(error), "metrics": {"diverged_at": error.step}, "learned": {}}
+        return {**outcome, "curve": self.curve}
+
+    def _tell(self, kind: str, **values: Any) -> None:
+        if self.progress is not None:
+            self.progress({"event": kind, **self.names, "steps": self.config.steps, **values})
 
 
 class Training(ABC):
@@ -99,10 +154,9 @@ class Training(ABC):
         progress: Progress | None,
         names: Mapping[str, Any],
     ) -> None:
-        self.model, self.config, self.seed, self.progress, self.names = model, config, seed, progress, names
+        self.model, self.config, self.seed = model, config, seed
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-        self.curve: list[dict[str, float | int | None]] = []
-        self._losses: list[Tensor] = []
+        self.record = Record(config, progress, names)
 
     @abstractmethod
     def loss(self) -> Tensor:
@@ -130,29 +184,26 @@ class Training(ABC):
         torch.manual_seed(self.seed)
         try:
             self._train()
-            outcome: dict[str, Any] = {"status": "ok", "error": None, "metrics": self.metrics()}
-            outcome["learned"] = learned_values(self.model)
+            return self.record.finished(self.metrics(), learned_values(self.model))
         except Diverged as diverged:
-            reached = {"diverged_at": diverged.step}
-            outcome = {"status": "diverged", "error": str(diverged), "metrics": reached, "learned": {}}
-        return {**outcome, "curve": self.curve}
+            return self.record.diverged(diverged)
 
     def _train(self) -> None:
         config = self.config
         self.model.train()
-        self._point(0, [])
-        seen, since_evaluation = 0, list[float]()
+        self._point(0)
+        losses: list[Tensor] = []
         for step in range(1, config.steps + 1):
-            self._update(step)
+            losses.append(self.update(step))
             due = step % config.evaluate_every == 0 or step == config.steps
-            if due or step - seen == REPORT_EVERY:
-                since_evaluation += self._recent(step, seen)
-                seen = step
+            if due or len(losses) == REPORT_EVERY:
+                self.record.updates(torch.stack(losses).tolist(), step)
+                losses.clear()
             if due:
-                self._point(step, since_evaluation)
-                since_evaluation = []
+                self._point(step)
 
-    def _update(self, step: int) -> None:
+    def update(self, step: int) -> Tensor:
+        """Update ``step``, from 1: its loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, step)
         loss = self.loss()
@@ -161,23 +212,7 @@ class Training(ABC):
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimiser.step()
-        self._losses.append(loss.detach())
+        return loss.detach()
 
-    def _recent(self, step: int, since: int) -> list[float]:
-        """Training losses of the updates after ``since``, checked."""
-        values: list[float] = torch.stack(self._losses).tolist()
-        for index, value in enumerate(values):
-            if not math.isfinite(value):
-                raise Diverged("training loss", since + index + 1)
-        self._tell("step", step=step, loss=values[-1])
-        self._losses.clear()
-        return values
-
-    def _point(self, step: int, losses: list[float]) -> None:
-        values = self.evaluate(step, sum(losses) / len(losses) if losses else None)
-        self.curve.append({"step": step, **values})
-        self._tell("evaluation", step=step, **values)
-
-    def _tell(self, kind: str, **values: Any) -> None:
-        if self.progress is not None:
-            self.progress({"event": kind, **self.names, "steps": self.config.steps, **values})
+    def _point(self, step: int) -> None:
+        self.record.point(step, self.evaluate(step, self.record.mean_loss()))

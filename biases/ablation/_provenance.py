@@ -13,6 +13,12 @@ import numpy as np
 import torch
 
 DISTRIBUTION = "attention-biases"
+ROOMS = ("backends", "positions", "decays", "gates", "layers", "models", "ablation")
+DECIDE_NOTHING = (
+    *("_document", "_locks", "_provenance", "_run", "analysis", "arm_table", "arms", "command", "comparisons"),
+    *("contrasts", "grid", "progress", "results", "stats_command", "stats_view", "study", "study_folder"),
+)
+"""Modules of this room that choose, keep, judge or show trainings; all others count as deciding numbers."""
 
 
 def versions() -> dict[str, str | None]:
@@ -34,9 +40,10 @@ def versions() -> dict[str, str | None]:
 def code_fingerprint() -> str:
     """First 12 hex digits of the SHA-256 of the source that decides the numbers: of models and of their training."""
     package = Path(__file__).resolve().parent.parent
-    rooms = ("backends", "positions", "decays", "gates", "layers", "models", "ablation")
+    left_out = {package / "ablation" / f"{name}.py" for name in DECIDE_NOTHING}
+    left_out |= set((package / "ablation" / "executors").glob("*.py"))
     files = [package / name for name in ("attention.py", "axial.py", "registry.py", "windows.py")]
-    files += [path for room in rooms for path in (package / room).rglob("*.py")]
+    files += [path for room in ROOMS for path in (package / room).rglob("*.py") if path not in left_out]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

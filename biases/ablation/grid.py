@@ -6,48 +6,95 @@ import functools
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from biases._checks import fail, positive_int
-from biases._files import remove_temporaries
-from biases.ablation import _locks
-from biases.ablation._pool import Pool, open_pool
+from biases.ablation._cells import BaseCell, BaseGrid
+from biases.ablation._loop import Progress, check_device
 from biases.ablation._provenance import device_name, git_revision, versions
-from biases.ablation.data import Text, load_text
-from biases.ablation.results import (
-    SCHEMA,
-    DamagedResult,
-    Result,
-    cells_directory,
-    read_result,
-    result_path,
-    write_result,
-)
-from biases.ablation.spec import Cell, Grid
-from biases.ablation.training import Build, Progress, build_model, check_device, check_text, train_cell
+from biases.ablation._run import GridRun, existing_result
+from biases.ablation.executors import Open
+from biases.ablation.executors.local import open_local
+from biases.ablation.kinds import Data, kind_of
+from biases.ablation.results import SCHEMA, Result, cells_directory
+
+Build = Callable[[Any, Any], Any]
 
 
-def run_cell(
-    cell: Cell,
-    text: Text,
+def run_cells(
+    cells: Sequence[BaseCell],
+    data: Data,
     progress: Progress | None = None,
     *,
     device: str = "cpu",
-    build: Build = build_model,
-) -> Result:
-    """Train one cell and describe it in full; an exception in it becomes a result of status ``"failed"``."""
+    build: Build | None = None,
+) -> list[Result]:
+    """Train a unit of cells and describe each in full; an exception in a training becomes a result of status
+    ``"failed"``.
+
+    Several, which may differ in their seed alone, advance together where
+    :func:`~biases.ablation.together.train_together` can train them so, and one after another where it cannot; what
+    happened is in each result's ``"execution"``. ``"seconds"`` of cells that advanced together is their equal share.
+
+    Args:
+        data: what their ``data`` names, loaded.
+        progress, device, build: as for :func:`run_grid`.
+    """
+    if len(cells) == 1:
+        return [run_cell(cells[0], data, progress, device=device, build=build)]
+    kind = kind_of(type(cells[0]))
     started, clock = datetime.now(UTC), time.perf_counter()
     try:
-        outcome = train_cell(cell, text, device=device, progress=progress, build=build)
+        if kind.name != "text":
+            fail("cells that advance together", "trainings of texts", kind.name)
+        from biases.ablation.together import train_together
+
+        chosen = build or kind.build
+        outcomes = train_together(cast(Any, cells), cast(Any, data), device=device, progress=progress, build=chosen)
+    except Exception as error:
+        # Each by itself is the specification; what fails there as well is recorded there.
+        alone = [run_cell(cell, data, progress, device=device, build=build) for cell in cells]
+        reason = f"{type(error).__name__}: {error}"
+        return [{**result, "execution": {"together": 1, "alone_because": reason}} for result in alone]
+    seconds = (time.perf_counter() - clock) / len(cells)
+    return [
+        _described(cell, data, outcome, device, seconds, started, len(cells))
+        for cell, outcome in zip(cells, outcomes, strict=True)
+    ]
+
+
+def run_cell(
+    cell: BaseCell,
+    data: Data,
+    progress: Progress | None = None,
+    *,
+    device: str = "cpu",
+    build: Build | None = None,
+) -> Result:
+    """Train one cell and describe it in full; an exception in it becomes a result of status ``"failed"``."""
+    kind = kind_of(type(cell))
+    started, clock = datetime.now(UTC), time.perf_counter()
+    try:
+        outcome = kind.train(cell, data, device=device, progress=progress, build=build or kind.build)
     except Exception:
         outcome = {"status": "failed", "error": traceback.format_exc(), "metrics": {}, "learned": {}, "curve": []}
+    return _described(cell, data, outcome, device, time.perf_counter() - clock, started, 1)
+
+
+def _described(
+    cell: BaseCell,
+    data: Data,
+    outcome: Mapping[str, Any],
+    device: str,
+    seconds: float,
+    started: datetime,
+    together: int,
+) -> Result:
     return {
         "schema": SCHEMA,
         "id": cell.id,
@@ -59,110 +106,31 @@ def run_cell(
         "device": device,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
-        "data": {"name": text.name, "sha256": text.sha256},
+        "execution": {"together": together},
+        "data": {"name": data.name, "sha256": data.sha256},
         "git": git_revision(),
-        "seconds": time.perf_counter() - clock,
+        "seconds": seconds,
         "started": started.isoformat(timespec="seconds"),
     }
 
 
-class _GridRun:
-    """The cells of one call of :func:`run_grid`, and which of them are left."""
-
-    def __init__(self, cells: list[Cell], text: Text, out_dir: Path, tell: Progress, stop: Callable[[], bool]) -> None:
-        self.text, self.out_dir, self.tell, self.stop = text, out_dir, tell, stop
-        self.pending = cells
-        self.held: set[Path] = set()
-
-    def event(self, kind: str, cell: Cell, **values: Any) -> None:
-        self.tell({"event": kind, "id": cell.id, "arm": cell.arm, "seed": cell.seed, **values})
-
-    def lock_path(self, cell: Cell) -> Path:
-        return cells_directory(self.out_dir) / f"{cell.id}.lock"
-
-    def take(self, retry_failed: bool) -> Iterator[Cell]:
-        """Cells to be run now, each locked; those that others hold are looked at again after the rest."""
-        while self.pending:
-            held_elsewhere = []
-            for cell in self.pending:
-                if self.stop():
-                    return
-                if not self.lock(cell):
-                    held_elsewhere.append(cell)
-                    continue
-                existing = existing_result(cell, self.text, self.out_dir)
-                if existing is not None and (existing["status"] == "ok" or not retry_failed):
-                    self.unlock(cell)
-                    self.event("skipped", cell, status=existing["status"])
-                    continue
-                remove_temporaries(result_path(self.out_dir, cell.id))
-                self.event("started", cell)
-                yield cell
-            if len(held_elsewhere) == len(self.pending):
-                for cell in held_elsewhere:
-                    self.event("locked", cell, lock=str(self.lock_path(cell)))
-                return
-            self.pending = held_elsewhere
-
-    def lock(self, cell: Cell) -> bool:
-        path = self.lock_path(cell)
-        if not _locks.acquire(path):
-            return False
-        self.held.add(path)
-        return True
-
-    def unlock(self, cell: Cell) -> None:
-        path = self.lock_path(cell)
-        _locks.release(path)
-        self.held.discard(path)
-
-    def unlock_all(self) -> None:
-        for path in self.held:
-            _locks.release(path)
-        self.held.clear()
-
-    def finish(self, cell: Cell, result: Result) -> None:
-        write_result(self.out_dir, result)
-        self.unlock(cell)
-        self.event("finished", cell, status=result["status"], metrics=result["metrics"], error=result["error"])
-
-
-def existing_result(cell: Cell, text: Text, out_dir: str | os.PathLike[str]) -> Result | None:
-    """The cell's stored result; ``None`` if there is none, or only a damaged file.
-
-    Raises:
-        ValueError: it is of another text of the same name, with which nothing here may be paired, or of
-            another schema.
-    """
-    path = result_path(out_dir, cell.id)
-    if not path.exists():
-        return None
-    try:
-        result = read_result(path)
-    except DamagedResult:
-        return None
-    if result["data"].get("sha256") != text.sha256:
-        expected = f"a result on text {text.name!r} of SHA-256 {text.sha256}"
-        fail(f"result {path}", expected, f"{result['data'].get('sha256')}; use another output directory")
-    return result
-
-
-def _check_grid(grid: Grid, text: Text, build: Build) -> None:
+def _check_grid(grid: BaseGrid, data: Data, build: Build | None) -> None:
     """Refuse what every cell would fail on, before anything is run or written."""
+    kind = kind_of(grid.CELL)
     for cell in grid.cells()[: len(grid.arms)]:
-        check_text(cell, text)
+        kind.check(cell, data)
         try:
             with torch.random.fork_rng(devices=[]):
-                build(cell, len(text.vocabulary))
-        except ValueError:
-            raise
+                (build or kind.build)(cell, kind.model_input(data))
+        except ValueError as error:
+            raise ValueError(f"arm {cell.arm!r}: {error}") from error
         except Exception:
             # Not a refused configuration: the cell's own failure, and recorded as one when it is run.
             continue
 
 
 def run_grid(
-    grid: Grid,
+    grid: BaseGrid,
     out_dir: str | os.PathLike[str],
     *,
     workers: int = 1,
@@ -170,9 +138,13 @@ def run_grid(
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
     retry_failed: bool = False,
-    build: Build = build_model,
+    build: Build | None = None,
+    together: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    executor: Open | None = None,
+    study: Mapping[str, Any] | None = None,
 ) -> list[Result]:
-    """Run a grid, or what is left of it.
+    """Run a grid of texts or of images, or what is left of it.
 
     Each finished cell is ``out_dir/cells/<id>.json``; cells that have one are skipped, so the same call
     resumes a run that was interrupted or killed. Several processes may work on one directory: a cell is
@@ -182,69 +154,63 @@ def run_grid(
     Args:
         workers: 1 runs in this process; more, in so many new ones (spawned, one thread each), for which
             ``build`` must be importable and the calling script must guard its entry by ``__name__``.
+        device: where to train; with an ``executor``, a device of the machines that it runs on.
         progress: called in this process with ``{"event", "id", "arm", "seed", ...}``; ``event`` is
             ``"started"``, ``"step"``, ``"evaluation"``, ``"finished"``, ``"skipped"`` or ``"locked"``
             (another process has it).
-        stop: polled before each cell; once it is true no further one is started.
+        stop: polled before each unit; once it is true no further one is started.
         retry_failed: run cells whose result is ``"failed"`` or ``"diverged"`` again.
-        build: makes the models, see :func:`~biases.ablation.training.build_model`.
+        build: makes the models, see :func:`~biases.ablation.training.build_model` and
+            :func:`~biases.ablation.image_cells.build_image_cell`, which are the defaults.
+        together: seeds of an arm that are one unit of work and advance together, see :func:`run_cells`; texts only.
+        shard: ``(I, N)``: only part I of N, from 1, see :meth:`~biases.ablation.Grid.shard`.
+        executor: runs the units elsewhere, instead of ``workers``.
+        study: stored with every result, as its ``"study"``.
 
     Returns:
         The results there are, in the order of ``grid.cells()``; fewer than cells if stopped or locked
         elsewhere.
 
     Raises:
-        ValueError: a text too short, an unknown device, a model configuration that is refused, or results of
-            another text of the same name in ``out_dir``.
+        ValueError: data that do not fit, an unknown device, a model configuration that is refused, a shard that is
+            none, or results of other data of the same name in ``out_dir``.
         OSError: a result cannot be written; those already there are untouched.
         RuntimeError: a worker process died (as when memory ran out); the cells in flight are lost, the rest
             is not.
         KeyboardInterrupt: after the locks are given back; what had finished is kept.
     """
     positive_int("workers", workers)
-    device = check_device(device)
-    text = load_text(grid.data)
-    _check_grid(grid, text, build)
+    grid = grid.shard(*shard)
+    kind = kind_of(grid.CELL)
+    if positive_int("together", together) > 1 and kind.name != "text":
+        fail("together", f"1 for {kind.name}", together)
+    if executor is None:
+        device = check_device(device)
+    data = kind.load(grid.data)
+    _check_grid(grid, data, build)
     out = Path(out_dir)
     cells_directory(out).mkdir(parents=True, exist_ok=True)
-    run = _GridRun(grid.cells(), text, out, progress or (lambda event: None), stop or (lambda: False))
-    work = functools.partial(run_cell, device=device, build=build)
+    label: dict[str, Any] = {"execution": {} if executor else {"workers": workers}}
+    if study is not None:
+        label["study"] = dict(study)
+    run = GridRun(
+        grid.units(together),
+        data,
+        out,
+        progress or (lambda event: None),
+        stop or (lambda: False),
+        retry_failed,
+        label,
+    )
+    work = functools.partial(run_cells, device=device, build=build)
     try:
-        if workers == 1:
-            for cell in run.take(retry_failed):
-                run.finish(cell, work(cell, text, run.tell))
+        if executor is None and workers == 1:
+            run.here(work)
         else:
-            with open_pool(workers, text, work) as pool:
-                _run_in_pool(run, pool, workers, retry_failed)
+            opened = executor or functools.partial(open_local, workers)
+            with opened(data, work) as there:
+                run.in_executor(there)
     finally:
         run.unlock_all()
-    found = (existing_result(cell, text, out) for cell in grid.cells())
+    found = (existing_result(cell, data, out) for cell in grid.cells())
     return [result for result in found if result is not None]
-
-
-def _run_in_pool(run: _GridRun, pool: Pool, workers: int, retry_failed: bool) -> None:
-    """Keep ``workers`` cells in flight; a cell is locked only when a worker is free for it."""
-    waiting, exhausted = run.take(retry_failed), False
-    flying: dict[Future[Result], Cell] = {}
-    try:
-        while True:
-            while not exhausted and len(flying) < workers:
-                cell = next(waiting, None)
-                if cell is None:
-                    exhausted = True
-                else:
-                    flying[pool.submit(cell)] = cell
-            if not flying:
-                return
-            done, _ = wait(flying, timeout=0.2, return_when=FIRST_COMPLETED)
-            for event in pool.events():
-                run.tell(event)
-            for future in done:
-                run.finish(flying[future], future.result())
-                del flying[future]
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died, often because memory ran out; in flight were "
-            f"{', '.join(cell.id for cell in flying.values())}; run again to resume, with fewer workers if "
-            "it recurs"
-        ) from error

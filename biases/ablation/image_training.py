@@ -2,25 +2,27 @@
 
 Under one seed all models see the same images in the same order with the same augmentation, and start from equal values
 in every parameter that has the same name and shape and of which they declare a distribution. Arithmetic is float32
-throughout; the reported accuracies are those after the last update, never the best.
+unless the configuration asks for less precise updates; the reported accuracies are those after the last update, never
+the best, and are always evaluated in float32.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biases._checks import fail
-from biases.ablation._loop import Diverged, Progress, Training, check_device, own_random_state
+from biases._checks import fail, one_of
+from biases.ablation._cells import ADDED, checked_count, checked_number
+from biases.ablation._loop import Diverged, Progress, Training, arithmetic, check_device, own_random_state
 from biases.ablation.evaluation import evaluating
 from biases.ablation.images import Images
 from biases.ablation.images.sampling import batches, flipped, shifted
-from biases.ablation.spec import Optimisation, checked_count, checked_number
+from biases.ablation.spec import PRECISIONS, Optimisation
 from biases.ablation.training import generator
 from biases.ablation.training import initialise as redraw
 
@@ -44,6 +46,8 @@ class ImageTrainConfig(Optimisation):
         shift: largest random shift of a training image, in pixels, in each direction; what comes in is 0.
         flip: mirror a training image left to right with probability 1/2; only for data whose classes allow it.
         evaluate_every: updates between two points of the curve.
+        precision: of the updates: ``"float32"``, or ``"bfloat16"`` by autocast, where weights, optimiser and evaluation
+            stay float32.
 
     Raises:
         ValueError: a value outside its range.
@@ -61,6 +65,7 @@ class ImageTrainConfig(Optimisation):
     shift: int = 0
     flip: bool = False
     evaluate_every: int = 250
+    precision: str = field(default="float32", metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,10 +74,11 @@ class ImageTrainConfig(Optimisation):
         checked_count("ImageTrainConfig shift", self.shift)
         if not isinstance(self.flip, bool):
             fail("ImageTrainConfig flip", "True or False", repr(self.flip))
+        one_of("ImageTrainConfig precision", self.precision, PRECISIONS)
 
 
-def build_image_model(name: str, images: Images, seed: int) -> nn.Module:
-    """The zoo's model ``name`` for these images' classes and channels, built under ``seed``.
+def build_image_model(name: str, images: Images, seed: int, **options: Any) -> nn.Module:
+    """The zoo's model ``name`` for these images' classes and channels, with ``options``, built under ``seed``.
 
     The caller's random state is left as it was.
 
@@ -83,7 +89,23 @@ def build_image_model(name: str, images: Images, seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return zoo.model(name, classes=len(images.classes), channels=images.channels)
+        return zoo.model(name, classes=len(images.classes), channels=images.channels, **options)
+
+
+def check_augmentation(config: ImageTrainConfig, images: Images) -> None:
+    """Check that the images may be varied as the training does.
+
+    Raises:
+        ValueError: a flip of images that do not allow it, a shift by their smaller side or more.
+    """
+    if config.flip and not images.mirrored:
+        fail(
+            f"ImageTrainConfig flip with images {images.name!r}", "False: a mirror image may be of another class", True
+        )
+    smaller = min(images.train.shape[2:])
+    if config.shift >= smaller:
+        expected = f"less than the smaller side, {smaller} pixels"
+        fail(f"ImageTrainConfig shift with images {images.name!r}", expected, config.shift)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -113,6 +135,7 @@ class _ImageTraining(Training):
         # Generators of their own: one augmentation does not change what another draws.
         self.shifts, self.flips = generator(seed, "shifts"), generator(seed, "flips")
         self.smoothing, self.shift, self.flip = config.label_smoothing, config.shift, config.flip
+        self.precision = config.precision
         self.latest: tuple[float, float] = (math.nan, math.nan)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -142,7 +165,9 @@ class _ImageTraining(Training):
         if self.flip:
             x = flipped(x, self.flips)
         labels = self.images.train_labels[chosen].to(self.device)
-        return F.cross_entropy(self.logits(x), labels, label_smoothing=self.smoothing)
+        with arithmetic(self.device, self.precision):
+            logits = self.logits(x)
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
     def evaluate(self, step: int, train_loss: float | None) -> dict[str, float | int | None]:
         self.latest = self.measure(self.images.test, self.images.test_labels, step)
@@ -206,14 +231,7 @@ def train_images(
             device that is not here, images or logits that do not fit the model.
     """
     checked_count("seed", seed)
-    if config.flip and not images.mirrored:
-        fail(
-            f"ImageTrainConfig flip with images {images.name!r}", "False: a mirror image may be of another class", True
-        )
-    smaller = min(images.train.shape[2:])
-    if config.shift >= smaller:
-        expected = f"less than the smaller side, {smaller} pixels"
-        fail(f"ImageTrainConfig shift with images {images.name!r}", expected, config.shift)
+    check_augmentation(config, images)
     device = check_device(device)
     with own_random_state(device, seed):
         if initialise and hasattr(model, "initial_std"):

@@ -6,49 +6,26 @@ The defaults are the published training configuration of EGA and MoPE (6 layers,
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from biases._checks import divides, fail, one_of, positive_int
+from biases.ablation._cells import (
+    ADDED,
+    BaseCell,
+    BaseGrid,
+    canonical_json,
+    checked_count,
+    checked_name,
+    checked_number,
+)
 
 SCHEDULES = ("cosine", "constant")
-OPTION_GROUPS = ("attention", "position")
-
-
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no whitespace: equal values give equal text.
-
-    Raises:
-        ValueError: a value that JSON cannot hold, infinities and NaN included.
-    """
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"configuration: expected values that JSON can hold, got {error}") from error
-
-
-def checked_number(what: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
-    """Check for a finite number in [low, high), or (low, high); a float, so that 1 and 1.0 hash alike."""
-    inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
-    if not inside or (open_low and value == low):
-        fail(what, f"a number in {'(' if open_low else '['}{low:g}, {high:g})", repr(value))
-    return float(value)  # type: ignore[arg-type]
-
-
-def checked_count(what: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        fail(what, "an integer of at least 0", repr(value))
-    return value
-
-
-def _name(what: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip():
-        fail(what, "a name", repr(value))
+PRECISIONS = ("float32", "bfloat16")
+OPTION_GROUPS = ("attention", "position", "model")
+MODEL_OPTIONS = ("absolute_too",)
 
 
 @dataclass(frozen=True)
@@ -60,7 +37,8 @@ class ModelConfig:
         position: zoo name of the position encoding.
         layers, heads, dim, context: its size; ``context`` in tokens.
         dropout: probability, [0, 1).
-        options: ``{"attention": {...}, "position": {...}}``, each optional, values that JSON can hold.
+        options: ``{"attention": {...}, "position": {...}, "model": {...}}``, each optional, values that JSON can hold;
+            of the model, ``absolute_too`` (see :class:`~biases.models.CharGPT`).
 
     Raises:
         ValueError: a value outside its range, heads that do not divide the width, an unknown group of
@@ -77,8 +55,8 @@ class ModelConfig:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _name("ModelConfig attention", self.attention)
-        _name("ModelConfig position", self.position)
+        checked_name("ModelConfig attention", self.attention)
+        checked_name("ModelConfig position", self.position)
         positive_int("ModelConfig layers", self.layers)
         divides("ModelConfig", self.dim, self.heads)
         positive_int("ModelConfig context", self.context)
@@ -89,9 +67,15 @@ class ModelConfig:
             one_of("ModelConfig options", group, OPTION_GROUPS)
             if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
                 fail(f"ModelConfig options[{group!r}]", "a mapping from names", repr(options))
-        # A copy through JSON is what a rerun from a result would read; empty groups say nothing.
-        plain = {group: dict(options) for group, options in self.options.items() if options}
-        object.__setattr__(self, "options", json.loads(canonical_json(plain)))
+        for name, value in self.options.get("model", {}).items():
+            one_of("ModelConfig options['model']", name, MODEL_OPTIONS)
+            if not isinstance(value, bool):
+                fail(f"ModelConfig options['model'][{name!r}]", "True or False", repr(value))
+        # A copy through JSON is what a rerun from a result would read; empty groups and what is off say nothing.
+        told = {group: dict(options) for group, options in self.options.items()}
+        told["model"] = {name: value for name, value in told.get("model", {}).items() if value}
+        kept = {group: options for group, options in told.items() if options}
+        object.__setattr__(self, "options", json.loads(canonical_json(kept)))
 
 
 @dataclass(frozen=True)
@@ -156,6 +140,8 @@ class TrainConfig(Optimisation):
         evaluate_every: updates between two points of the loss curve.
         evaluation_windows: validation windows, evenly spaced; ``None`` for all of the split.
         truncated_positions: sampled positions at which the truncated loss is measured; 0 for none.
+        precision: of the updates: ``"float32"``, or ``"bfloat16"`` by autocast, where weights, optimiser and evaluation
+            stay float32.
 
     Raises:
         ValueError: a value outside its range.
@@ -172,17 +158,19 @@ class TrainConfig(Optimisation):
     evaluate_every: int = 500
     evaluation_windows: int | None = None
     truncated_positions: int = 256
+    precision: str = field(default="float32", metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.evaluation_windows is not None:
             positive_int("TrainConfig evaluation_windows", self.evaluation_windows)
         checked_count("TrainConfig truncated_positions", self.truncated_positions)
+        one_of("TrainConfig precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training: an arm under a seed.
+class Cell(BaseCell):
+    """One training of a character model: an arm under a seed.
 
     Attributes:
         arm: the arm's name. It is part of the identity: two arms of one configuration are replicates.
@@ -191,46 +179,31 @@ class Cell:
         data: name of the text or path of its file, for :func:`~biases.ablation.load_text`.
     """
 
+    MODEL: ClassVar[type] = ModelConfig
+    TRAIN: ClassVar[type] = TrainConfig
+
     arm: str
     seed: int
     model: ModelConfig
     train: TrainConfig
     data: str = "pydoc"
 
-    def __post_init__(self) -> None:
-        _name("Cell arm", self.arm)
-        checked_count("Cell seed", self.seed)
-        _name("Cell data", self.data)
-        for what, value, kind in (("model", self.model, ModelConfig), ("train", self.train, TrainConfig)):
-            if not isinstance(value, kind):
-                fail(f"Cell {what}", f"a {kind.__name__}", type(value).__name__)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Everything that decides the outcome but the bytes of the text, as plain JSON values."""
-        return json.loads(canonical_json(asdict(self)))
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Cell:
-        """The cell of a result's ``"config"``, to run it again.
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> BaseCell:
+        """The cell of a result's ``"config"``, of a text or of images, to run it again.
 
         Raises:
             ValueError: missing or unknown names, or values outside their range.
         """
-        try:
-            rest = {name: value for name, value in config.items() if name not in ("model", "train")}
-            return cls(model=ModelConfig(**config["model"]), train=TrainConfig(**config["train"]), **rest)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"configuration: expected the fields of a Cell, got {error!r}") from error
+        from biases.ablation.image_cells import ImageCell
 
-    @cached_property
-    def id(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of the canonical configuration."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:12]
+        model = config.get("model")
+        of_images = isinstance(model, Mapping) and "name" in model
+        return (ImageCell if of_images else Cell)._read(config)
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(BaseGrid):
     """Arms x seeds under one training configuration and one text.
 
     Attributes:
@@ -242,29 +215,15 @@ class Grid:
         ValueError: no arms or seeds, repeated seeds, different contexts.
     """
 
+    CELL: ClassVar[type[BaseCell]] = Cell
+
     arms: Mapping[str, ModelConfig] = field(hash=False)
     seeds: tuple[int, ...]
     train: TrainConfig
     data: str = "pydoc"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.arms, Mapping) or not self.arms:
-            fail("Grid arms", "at least one arm, as name -> ModelConfig", repr(self.arms))
-        if isinstance(self.seeds, str) or not isinstance(self.seeds, Iterable):
-            fail("Grid seeds", "integers", repr(self.seeds))
-        object.__setattr__(self, "arms", dict(self.arms))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            fail("Grid seeds", "at least one seed, each once", self.seeds)
-        self.cells()
+        super().__post_init__()
         contexts = {name: model.context for name, model in self.arms.items()}
         if len(set(contexts.values())) > 1:
             fail("Grid arms", "one context for all, which the evaluation windows depend on", contexts)
-
-    def cells(self) -> list[Cell]:
-        """Every cell, seed by seed, so that an interrupted grid has whole pairs."""
-        return [
-            Cell(arm=arm, seed=seed, model=model, train=self.train, data=self.data)
-            for seed in self.seeds
-            for arm, model in self.arms.items()
-        ]

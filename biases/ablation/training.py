@@ -2,8 +2,8 @@
 
 Under one seed all arms see the same batches in the same order, the same evaluation windows and positions,
 and start from equal values in every parameter that has the same name and shape. Arithmetic is float32
-throughout (the published runs used float16 autocast); the reported losses are those after the last update,
-never the best.
+unless the configuration asks for less precise updates (the published runs used float16 autocast); the reported losses
+are those after the last update, never the best, and are always evaluated in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from biases._checks import fail
-from biases.ablation._loop import Diverged, Progress, Training, check_device, learning_rate, own_random_state
+from biases.ablation._loop import (
+    Diverged,
+    Progress,
+    Training,
+    arithmetic,
+    check_device,
+    learning_rate,
+    own_random_state,
+)
 from biases.ablation.data import Text
 from biases.ablation.evaluation import (
     evaluation_windows,
@@ -28,7 +36,7 @@ from biases.ablation.evaluation import (
     sample_positions,
     truncated_losses,
 )
-from biases.ablation.spec import Cell
+from biases.ablation.spec import Cell, TrainConfig
 
 __all__ = [
     "Build",
@@ -36,6 +44,7 @@ __all__ = [
     "build_model",
     "check_device",
     "check_text",
+    "describe",
     "generator",
     "initialise",
     "learning_rate",
@@ -70,6 +79,7 @@ def build_model(cell: Cell, vocab: int) -> nn.Module:
         dropout=model.dropout,
         attention_options=dict(model.options.get("attention", {})),
         position_options=dict(model.options.get("position", {})),
+        **model.options.get("model", {}),
     )
 
 
@@ -113,7 +123,9 @@ def check_text(cell: Cell, text: Text) -> None:
         fail(f"text {text.name!r}", expected, f"{len(text.train)} to train, {len(text.validation)} to validate")
 
 
-class _TextTraining(Training):
+class TextTraining(Training):
+    """One training of a character model; see :func:`train_cell`."""
+
     def __init__(self, cell: Cell, text: Text, device: str, build: Build, progress: Progress | None) -> None:
         self.cell, self.text, self.device = cell, text, device
         train, context = cell.train, cell.model.context
@@ -135,7 +147,8 @@ class _TextTraining(Training):
 
     def loss(self) -> Tensor:
         x, y = training_batch(self.text.train, self.cell.model.context, self.config.batch, self.order)
-        return position_losses(self.model, x.to(self.device), y.to(self.device)).mean()
+        with arithmetic(self.device, self.cell.train.precision):
+            return position_losses(self.model, x.to(self.device), y.to(self.device)).mean()
 
     def evaluate(self, step: int, train_loss: float | None) -> dict[str, float | int | None]:
         self.latest = self.full(self.validation, step)
@@ -144,23 +157,44 @@ class _TextTraining(Training):
     def metrics(self) -> dict[str, Any]:
         """See :func:`train_cell`."""
         config, (inputs, targets) = self.cell.train, self.validation
-        full = self.latest
         seen = evaluation_windows(self.text.train, self.cell.model.context, len(inputs))
-        metrics: dict[str, Any] = {
-            "full": full.mean().item(),
-            "train": self.full(seen, config.steps).mean().item(),
-            "windows": len(inputs),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-        }
+        train = self.full(seen, config.steps)
+        prefixes = None
         if config.truncated_positions:
             draw = generator(self.cell.seed, "positions")
             pairs = sample_positions(len(inputs), inputs.shape[1], config.truncated_positions, draw)
             losses = truncated_losses(self.model, inputs, targets, pairs, batch=config.batch, device=self.device)
-            if not losses.isfinite().all():
-                raise Diverged("truncated loss", config.steps)
-            measured = asdict(measure_leak(losses, full, pairs))
-            metrics |= {name: value for name, value in measured.items() if value is not None}
-        return metrics
+            prefixes = losses, pairs
+        return describe(self.model, config, self.latest, train, prefixes)
+
+
+def describe(
+    model: nn.Module, config: TrainConfig, full: Tensor, train: Tensor, prefixes: tuple[Tensor, Tensor] | None
+) -> dict[str, Any]:
+    """The metrics that :func:`train_cell` returns.
+
+    Args:
+        full, train: losses on windows of the validation and of the training split, (W, T).
+        prefixes: truncated losses (K,) and their pairs (K, 2); ``None`` where none were measured.
+
+    Raises:
+        Diverged: losses of the training split or truncated ones are not finite.
+    """
+    if not train.isfinite().all():
+        raise Diverged("evaluation loss", config.steps)
+    metrics: dict[str, Any] = {
+        "full": full.mean().item(),
+        "train": train.mean().item(),
+        "windows": len(full),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    if prefixes is not None:
+        losses, pairs = prefixes
+        if not losses.isfinite().all():
+            raise Diverged("truncated loss", config.steps)
+        measured = asdict(measure_leak(losses, full, pairs))
+        metrics |= {name: value for name, value in measured.items() if value is not None}
+    return metrics
 
 
 def train_cell(
@@ -196,4 +230,4 @@ def train_cell(
     check_text(cell, text)
     device = check_device(device)
     with own_random_state(device, cell.seed):
-        return _TextTraining(cell, text, device, build, progress).run()
+        return TextTraining(cell, text, device, build, progress).run()

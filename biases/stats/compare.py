@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biases._checks import fail
-from biases.stats._inputs import Values, fraction, integer, positive, same_seeds, scipy_module
+from biases.stats._inputs import Values, fraction, integer, positive, same_seeds, scipy_module, seed_values
 from biases.stats.results import Interaction, Paired
 from biases.stats.signflip import sign_flip_p, smallest_p_of_test
 
@@ -97,6 +97,21 @@ def interaction(
     return Interaction(**_infer(contrast, _rounding(cells), options), cell_means=means)
 
 
+def mean_interval(values: Values, *, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student t interval of the mean of one number a seed; ``None`` for one seed.
+
+    Args:
+        values: shape ``(n,)``.
+        confidence: level of the interval.
+
+    Raises:
+        ValueError: the values are empty, not one-dimensional or not finite, or the confidence is not in (0, 1).
+    """
+    checked, level = seed_values("values", values), fraction("confidence", confidence)
+    sd = _sd(checked, _rounding({"values": checked}))
+    return None if sd is None else t_interval(_mean(checked), sd, checked.size, level)
+
+
 @dataclass(frozen=True)
 class _Options:
     margin: float | None
@@ -152,7 +167,7 @@ def _infer(raw: NDArray[np.float64], rounding: NDArray[np.float64], options: _Op
         "n": n,
         "mean": mean,
         "sd": sd,
-        "interval": None if sd is None else _t_interval(mean, sd, n, options.confidence),
+        "interval": None if sd is None else t_interval(mean, sd, n, options.confidence),
         "confidence": options.confidence,
         "p_sign_flip": None,
         "p_smallest": smallest_p_of_test(n),
@@ -177,7 +192,8 @@ def _infer(raw: NDArray[np.float64], rounding: NDArray[np.float64], options: _Op
     return values | {"verdict": verdict, "reason": reason}
 
 
-def _t_interval(mean: float, sd: float, n: int, confidence: float) -> tuple[float, float]:
+def t_interval(mean: float, sd: float, n: int, confidence: float) -> tuple[float, float]:
+    """Student t interval of a mean over ``n`` seeds of sample standard deviation ``sd``."""
     half = -float(scipy_module("special").stdtrit(n - 1, (1 - confidence) / 2)) * sd / math.sqrt(n)
     return mean - half, mean + half
 

@@ -1,0 +1,233 @@
+"""``biases ablate``: its arguments, and what it runs, writes and shows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from biases._checks import fail, one_of
+from biases.ablation import _locks
+from biases.ablation._cells import BaseGrid
+from biases.ablation._run import existing_result, lock_path
+from biases.ablation.executors import Open
+from biases.ablation.grid import run_grid
+from biases.ablation.kinds import KINDS, Data
+from biases.ablation.progress import Tally, duration, show
+from biases.ablation.results import STATUSES, Result
+from biases.ablation.study import Execution, Study, check_models, load_study
+from biases.ablation.study_folder import begin, check_folder
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``biases ablate``."""
+    parser.add_argument("spec", metavar="SPEC.toml", help="the study")
+    parser.add_argument("--out", metavar="DIR", help="folder of its results (default: runs/NAME-SIZE)")
+    parser.add_argument("--shard", metavar="I/N", help="only part I of N, from 1: whole seeds, for arrays of jobs")
+    what = "where cells are run (default: %(default)s)"
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help=what)
+    what = "of a Ray cluster (default: $RAY_ADDRESS, or a cluster of this machine)"
+    parser.add_argument("--address", metavar="A", help=what)
+    parser.add_argument("--workers", type=int, metavar="N", help="local processes (default: as the study says)")
+    what = "seeds of an arm that advance together (default: as the study says)"
+    parser.add_argument("--together", type=int, metavar="N", help=what)
+    parser.add_argument("--device", metavar="D", help="where cells are trained (default: cpu; cuda on GPUs of Ray)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="only these seeds of the study")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the study")
+    parser.add_argument("--retry-failed", action="store_true", help="train failed and diverged cells again")
+    parser.add_argument("--dry-run", action="store_true", help="only list the cells and what is done of them")
+
+
+def run(options: argparse.Namespace) -> int:
+    """``biases ablate SPEC.toml``: returns the exit code, 0 where every cell asked for is done or in another process's
+    hands, 1 where one failed or diverged.
+
+    Raises:
+        ValueError: a study that cannot be run as it is declared or asked for, before anything is.
+        OSError: a result cannot be written; those already there are untouched.
+    """
+    study = load_study(options.spec)
+    check_models(study)
+    grid = chosen_grid(study, options)
+    execution = chosen_execution(study.execution, options)
+    opened = _executor(execution, options)
+    out = Path(options.out or Path("runs") / study.folder)
+    if options.dry_run:
+        return _list_cells(study, grid, out, options.json)
+    note = begin(study, out)
+    if note:
+        print(f"biases: {note}", file=sys.stderr)
+    tally = Tally(len(grid.cells()))
+    # A cluster with GPUs chooses among its own; what is here says nothing of it.
+    device = options.device or ("cuda" if opened and execution.gpus_per_cell else "cpu")
+    results: list[Result] = []
+    ended: str | None = None
+    try:
+        with _terminated_as_interrupted(), show(tally) as tell:
+            results = run_grid(
+                grid,
+                out,
+                workers=execution.workers,
+                device=device,
+                progress=tell,
+                retry_failed=options.retry_failed,
+                together=execution.together,
+                executor=opened,
+                study={"name": study.name, "size": study.size},
+            )
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except RuntimeError as error:
+        # A worker that died; what had finished before is as good as ever.
+        ended = str(error)
+    return _report(study, tally, results, out, ended, options.json)
+
+
+def chosen_grid(study: Study, options: argparse.Namespace) -> BaseGrid:
+    """The study's grid, or what ``--arms``, ``--seeds`` and ``--shard`` leave of it.
+
+    Raises:
+        ValueError: an arm or seed that the study has not, or a shard that is none.
+    """
+    grid = study.grid
+    for arm in options.arms or ():
+        one_of("--arms", arm, grid.arms)
+    for seed in options.seeds or ():
+        one_of("--seeds", seed, grid.seeds)
+    arms = {arm: model for arm, model in grid.arms.items() if arm in (options.arms or grid.arms)}
+    seeds = tuple(seed for seed in grid.seeds if seed in (options.seeds or grid.seeds))
+    grid = replace(grid, arms=arms, seeds=seeds)
+    if options.shard is None:
+        return grid
+    index, slash, count = options.shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        fail("--shard", "I/N, such as 1/4", repr(options.shard))
+    return grid.shard(int(index), int(count))
+
+
+def chosen_execution(execution: Execution, options: argparse.Namespace) -> Execution:
+    """What the study says, unless the command does.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    given = {name: getattr(options, name) for name in ("workers", "together") if getattr(options, name) is not None}
+    return replace(execution, **given)
+
+
+def _executor(execution: Execution, options: argparse.Namespace) -> Open | None:
+    """What opens a Ray cluster; ``None`` for local processes.
+
+    Raises:
+        ValueError: an argument that would be ignored.
+        ModuleNotFoundError: Ray is not here.
+    """
+    if options.executor == "local":
+        if options.address is not None:
+            fail("--address", "--executor ray beside it", "--executor local")
+        return None
+    if options.workers is not None:
+        fail("--workers", "--executor local beside it; a cluster's nodes say how many", "--executor ray")
+    options.extra = "ray"
+    from biases.ablation.executors.ray import open_ray
+
+    resources: dict[str, Any] = {"cpus": execution.cpus_per_cell, "gpus": execution.gpus_per_cell}
+    return functools.partial(open_ray, address=options.address, **resources)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A job's end by SIGTERM gives the locks back, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _brief(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in ("id", "arm", "seed", "status", "error", "metrics", "seconds")}
+
+
+def _described(study: Study, out: Path) -> dict[str, Any]:
+    told = {"name": study.name, "size": study.size, "question": study.question.strip(), "file": study.file}
+    return {"schema": 1, "study": told, "out": str(out)}
+
+
+def _report(study: Study, tally: Tally, results: list[Result], out: Path, ended: str | None, as_json: bool) -> int:
+    counts = {status: list(tally.status.values()).count(status) for status in STATUSES}
+    missing = tally.total - len(tally.status)
+    if as_json:
+        document = {
+            **_described(study, out),
+            "cells": {"total": tally.total, **counts, "missing": missing, "locked_elsewhere": len(tally.locked)},
+            "trained": tally.trained,
+            "interrupted": ended == "interrupted",
+            "error": None if ended in (None, "interrupted") else ended,
+            "results": [_brief(result) for result in results],
+        }
+        print(json.dumps(document, indent=1))
+    else:
+        _show_counts(tally, counts, results, out, finished=ended is None)
+    if ended is not None:
+        print(f"biases: {ended}", file=sys.stderr)
+        print(f"what was finished is in {out}; the same command goes on", file=sys.stderr)
+        return INTERRUPTED if ended == "interrupted" else FAILED
+    return FAILED if counts["failed"] or counts["diverged"] else OK
+
+
+def _show_counts(tally: Tally, counts: Mapping[str, int], results: list[Result], out: Path, *, finished: bool) -> None:
+    took = duration(tally.clock() - tally.began)
+    ways = ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "none"
+    print(f"{len(tally.status)} of {tally.total} cells done: {ways}; {len(tally.trained)} trained here in {took}")
+    for result in results:
+        if result["status"] != "ok":
+            reason = result["error"].strip().splitlines()[-1]
+            print(f"  {result['id']} {result['arm']} seed {result['seed']} {result['status']}: {reason}")
+    if tally.locked:
+        print(f"{len(tally.locked)} in the hands of other processes: {' '.join(tally.locked)}")
+        print(f"  (if one ran on another machine that died, remove its lock: {out}/cells/ID.lock)")
+    if finished:
+        print(f"results: {out}    next: biases stats {out}")
+
+
+def _list_cells(study: Study, grid: BaseGrid, out: Path, as_json: bool) -> int:
+    """``--dry-run``: every cell and whether it is done, failed, diverged, running elsewhere or to be run."""
+    data = KINDS[study.kind].load(grid.data)
+    check_folder(study, out)
+    rows = [
+        {"id": cell.id, "arm": cell.arm, "seed": cell.seed, "state": _state(cell, data, out)} for cell in grid.cells()
+    ]
+    if as_json:
+        print(json.dumps({**_described(study, out), "cells": rows}, indent=1))
+        return OK
+    width = max(len(row["arm"]) for row in rows)
+    for row in rows:
+        print(f"{row['id']}  {row['arm']:{width}}  seed {row['seed']:<3} {row['state']}")
+    left = sum(row["state"] == "to run" for row in rows)
+    print(f"{len(rows)} cells, {left} to run; results: {out}")
+    return OK
+
+
+def _state(cell: Any, data: Data, out: Path) -> str:
+    result = existing_result(cell, data, out)
+    if result is not None:
+        return str(result["status"])
+    return "running" if _locks.held(lock_path(cell, out)) else "to run"

@@ -1,0 +1,93 @@
+"""Local worker processes that train cells and never outlive the process that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from biases.ablation.executors import Unit, Work
+from biases.ablation.kinds import Data
+from biases.ablation.results import Result
+
+_here: dict[str, Any] = {}
+
+
+def _start_worker(content: bytes, lifeline: Connection, events: Any, work: Work) -> None:
+    # Ctrl-C reaches the whole process group; what becomes of the workers is for the parent to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    torch.set_num_threads(1)
+    # Events still unsent must not hold up the exit.
+    events.cancel_join_thread()
+    _here.update(data=pickle.loads(content), events=events, work=work)
+
+
+def _end_with(lifeline: Connection) -> None:
+    """End this process when the other end of the pipe is closed, by the parent or by its death."""
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    os._exit(1)
+
+
+def _work(cells: Unit) -> list[Result]:
+    return _here["work"](cells, _here["data"], _here["events"].put)
+
+
+class LocalExecutor:
+    """So many worker processes, spawned, of one thread each; use :func:`open_local`."""
+
+    def __init__(self, workers: int, data: Data, work: Work) -> None:
+        try:
+            pickle.dumps(work)
+        except Exception as error:
+            raise ValueError(f"build: expected an importable function, got {work} ({error})") from error
+        self.slots = workers
+        context = multiprocessing.get_context("spawn")
+        self._reader, self._lifeline = context.Pipe(duplex=False)
+        self._events: Any = context.Queue()
+        # Bytes travel, not tensors: shared memory is scarce in containers. The copy is without cached views.
+        content = pickle.dumps(dataclasses.replace(data))
+        arguments = (content, self._reader, self._events, work)
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+
+    def submit(self, cells: Unit) -> Future[list[Result]]:
+        return self._pool.submit(_work, cells)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the workers have told since the last call."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._events.get_nowait()
+
+    def close(self, *, finish: bool) -> None:
+        """End the workers, after the work they are at or at once."""
+        if not finish:
+            self._lifeline.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._lifeline.close()
+        self._reader.close()
+        self._events.close()
+
+
+@contextlib.contextmanager
+def open_local(workers: int, data: Data, work: Work) -> Iterator[LocalExecutor]:
+    """Workers that are ended at once if the block is left by an exception."""
+    executor = LocalExecutor(workers, data, work)
+    try:
+        yield executor
+    except BaseException:
+        executor.close(finish=False)
+        raise
+    executor.close(finish=True)

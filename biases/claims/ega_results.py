@@ -1,0 +1,299 @@
+"""Energy-gated attention: counts, costs and results that arXiv 2605.21842 and arXiv 2605.26355 state."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from biases import zoo
+from biases.ablation.training import generator, training_batch
+from biases.claims import cost, schedule
+from biases.claims._judge import judged
+from biases.claims.evidence import CONDITIONAL, FAILS, INCONCLUSIVE, Evidence, counted
+from biases.claims.ledger import claim
+from biases.gates.energy import gate_specification
+from biases.gates.energy_morlet import MorletFilters
+
+P1, P2 = "2605.21842", "2605.26355"
+DIM, HEADS, TOKENS = 16, 2, 16
+PUBLISHED_HEADS, PUBLISHED_DIM = 6 * 8, 256
+
+
+def _parameters(attention: str, position: str = "learned", **options: Any) -> int:
+    model = zoo.model("char-gpt", attention=attention, position=position, attention_options=options)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@claim(
+    id="ega-baseline-parameters",
+    paper=P1,
+    location="section 4.1, Table 1",
+    kind="count",
+    statement="The baseline GPT has 4,816,640 parameters.",
+)
+def baseline_parameters() -> Evidence:
+    found = {"parameters": _parameters("standard")}
+    text = f"The model of section 4.1, head tied to the embedding of 65 characters, has {found['parameters']:,}."
+    return counted(text, {"parameters": 4_816_640}, found)
+
+
+@claim(
+    id="ega-parameters",
+    paper=P1,
+    location="Table 1",
+    kind="count",
+    statement="EGA-1 adds 12,480 parameters.",
+)
+def parameters() -> Evidence:
+    base = _parameters("standard")
+    found = {"added": _parameters("ega", mixing=True) - base, "added, no scale weight": _parameters("ega") - base}
+    return counted(
+        f"{found['added']:,} with w, b, tau, alpha and a scale weight for each of 48 heads; the scale weight of a "
+        f"single scale has no effect. Without it, as in the released code of the later papers, "
+        f"{found['added, no scale weight']:,}.",
+        {"added": 12_480},
+        found,
+        conditions="counting a scale weight a head that does nothing",
+    )
+
+
+@claim(
+    id="ega-parameters-per-head",
+    paper=P1,
+    location="section 3.2",
+    kind="count",
+    statement='EGA adds "d + 2 parameters per head".',
+)
+def parameters_per_head() -> Evidence:
+    base, heads = _parameters("standard"), PUBLISHED_HEADS
+    found = {"per head": (_parameters("ega") - base) // heads}
+    published = 12_480 // heads
+    return counted(
+        f"There are {found['per head']} a head (w, b, tau, alpha) at d = {PUBLISHED_DIM}. The paper's own total of "
+        f"12,480 over {heads} heads is {published} = d + {published - PUBLISHED_DIM}.",
+        {"per head": PUBLISHED_DIM + 2},
+        found,
+    )
+
+
+@claim(
+    id="ega-variants-parameters",
+    paper=P1,
+    location="Table 1",
+    kind="count",
+    statement="EGA-2 adds 24,960 parameters, EGA-4 49,920, EGA-C 1,377,216, EGA-M-F 960; no model is above 6.2 M.",
+)
+def variants_parameters() -> Evidence:
+    stated = {"ega-2": 24_960, "ega-4": 49_920, "ega-conv": 1_377_216, "ega-morlet": 960}
+    base = _parameters("standard")
+    found = {name: _parameters(name) - base for name in stated}
+    found["above 6.2 M"] = sum(base + added > 6_200_000 for added in found.values())
+    text = f"All four counts are found; the largest model, EGA-C, has {base + found['ega-conv']:,}."
+    return counted(text, {**stated, "above 6.2 M": 0}, found)
+
+
+@claim(
+    id="ega-no-measurable-cost",
+    paper=P1,
+    location="stated without a table",
+    kind="method",
+    statement='EGA has "no measurable computational cost".',
+)
+def no_measurable_cost() -> Evidence:
+    from biases.bench.counting import flops
+
+    tokens = torch.zeros(1, 256, dtype=torch.long)
+    done = {}
+    for name in ("standard", "ega"):
+        model = zoo.model("char-gpt", attention=name, dropout=0.0)
+        done[name] = flops(partial(model, tokens), backward=False)
+    extra = done["ega"] / done["standard"] - 1
+    measured = cost.load()
+    forward, both = (measured["ratios"][key] for key in ("forward", "forward+backward"))
+    text = (
+        f"The gate adds {100 * extra:.2g} % to the operations of a forward pass of the published model. On "
+        f"{measured['device']} the gated operator takes {forward['value']:.2f} [{forward['low']:.2f}, "
+        f"{forward['high']:.2f}] of the time of PyTorch's fused attention without a gate (forward and backward "
+        f"{both['value']:.2f} [{both['low']:.2f}, {both['high']:.2f}]); with all weights in memory, as Eq. 4 is "
+        f"written, {measured['plain']:.0f}. The paper gives no measurement."
+    )
+    values = {"extra operations": extra, "forward": forward, "forward+backward": both, "plain": measured["plain"]}
+    if extra < 0.01 and max(forward["high"], both["high"]) < measured["bar"]:
+        conditions = f"computed as a bias of the key by this package's CPU kernel; {measured['setting']}"
+        return Evidence(verdict=CONDITIONAL, text=text, conditions=conditions, values=values, source=measured["source"])
+    return Evidence(verdict=FAILS, text=text, counterexample=values, source=measured["source"])
+
+
+@claim(
+    id="ega-morlet-admissible",
+    paper=P1,
+    location="Table 3 (EGA-M-F)",
+    kind="theorem",
+    statement="With omega sigma >= 5 the Morlet filters of the gate are admissible, that is band-pass with zero mean.",
+)
+def morlet_admissible() -> Evidence:
+    filters = MorletFilters(HEADS).double()
+    impulse = torch.zeros(1, 64, DIM, dtype=torch.float64)
+    impulse[0, 31] = 1.0
+    with torch.no_grad():
+        taps = torch.complex(*filters.parts(impulse))[0, 0, :, 31:62]
+    share = (taps.sum(-1).abs() / taps.abs().sum(-1)).tolist()
+    # A Morlet wavelet that is not cut off has exp(-12.5), 3.7e-6, of its peak at frequency 0.
+    by_length = {str(length): round(each, 4) for length, each in zip(filters.lengths, share, strict=True)}
+    return judged(
+        text=f"The response at frequency 0 is {min(share):.2f} to {max(share):.2f} of the largest possible one for the "
+        "four lengths: the envelope is wider than the filter, which is cut off after half a period, so all are "
+        "low-pass.",
+        error=max(share),
+        tolerance=1e-3,
+        counterexample={"share at frequency 0, by length": by_length},
+    )
+
+
+@claim(
+    id="ega-fixed-bases-suboptimal",
+    paper=P1,
+    location="section 4.5, Table 3",
+    kind="method",
+    statement="Wavelet bases gain nothing over the baseline, so a learned projection is the better choice of energy.",
+)
+def fixed_bases_suboptimal() -> Evidence:
+    x = F.layer_norm(torch.randn(2, TOKENS, DIM, dtype=torch.float64), (DIM,))
+    differences = {}
+    for name in ("ega-morlet", "ega-db2", "ega-db4"):
+        layer: Any = zoo.layer(name, DIM, HEADS).double()
+        with torch.no_grad():
+            gated = layer(x)
+            layer.key_gate = None
+            differences[name] = (gated - layer(x)).abs().max().item()
+    constant = max(differences.values()) < 1e-9
+    text = (
+        "These gates filter the channel mean, which a LayerNorm makes 0 at the start: the layers then differ from "
+        f"attention without a gate by {max(differences.values()):.2g}. They were given no signal, so their result says "
+        "nothing about bases (the signal of the Daubechies gates is our reading; the paper prints none)."
+    )
+    if constant:
+        return Evidence(verdict=INCONCLUSIVE, text=text, values=differences)
+    return Evidence(verdict=CONDITIONAL, text=text, conditions="as published", values=differences)
+
+
+@claim(
+    id="ega-wavelet-order",
+    paper=P1,
+    location="section 4.5 beside Table 3",
+    kind="method",
+    statement="Among fixed wavelets the gain is ordered db2 > db4 > Morlet.",
+)
+def wavelet_order() -> Evidence:
+    losses = {"db2": 1.4692, "db4": 1.4748, "morlet": 1.4733}  # Table 3; the baseline is Table 1's
+    gains = {name: round(1.4742 - loss, 4) for name, loss in losses.items()}
+    order = sorted(gains, key=lambda name: -gains[name])
+    text = f"By Table 3 the gains are {', '.join(f'{name} {gains[name]:+.4f}' for name in order)} nats, in this order."
+    if order == ["db2", "db4", "morlet"]:
+        return Evidence(verdict="holds", text=text, values=gains)
+    return Evidence(verdict=FAILS, text=text, counterexample={"order by Table 3": order}, values=gains)
+
+
+@claim(
+    id="ega-36-percent-of-tokens",
+    paper=P1,
+    location="learned values of tau",
+    kind="count",
+    statement="At tau = 0.35 about 36 % of the tokens pass the gate.",
+)
+def share_of_tokens() -> Evidence:
+    tau = torch.full((1, 1), 0.35, dtype=torch.float64)
+    alpha = torch.full((1,), 2.2, dtype=torch.float64)
+    tail = 0.5 * math.erfc(0.35 / math.sqrt(2))
+
+    def share(energy: Tensor) -> float:
+        return (gate_specification(energy[None, None], tau[0], alpha, "window") > 0.5).double().mean().item()
+
+    quantiles = torch.erfinv(2 * (torch.arange(256, dtype=torch.float64) + 0.5) / 256 - 1)
+    one_in_ten = torch.zeros(250, dtype=torch.float64)
+    one_in_ten[::10] = 1.0
+    shares = {"normal energies": share(quantiles), "one token in ten stands out": share(one_in_ten)}
+    shares["one in ten sinks"] = share(-one_in_ten)
+    text = (
+        f"1 - Phi(0.35) = {tail:.4f}, and of 256 normal quantiles {100 * shares['normal energies']:.1f} % pass (gate "
+        f"above 1/2). Where one token in ten stands out {100 * shares['one token in ten stands out']:.0f} % pass, "
+        f"where one in ten sinks {100 * shares['one in ten sinks']:.0f} %. The number is a Gaussian tail, not a "
+        "measurement."
+    )
+    if abs(shares["normal energies"] - 0.36) < 0.01 and abs(tail - 0.363) < 5e-4:
+        return Evidence(
+            verdict=CONDITIONAL,
+            text=text,
+            conditions="the energies of a window are normally distributed",
+            values=shares,
+        )
+    return Evidence(verdict=FAILS, text=text, counterexample=shares)
+
+
+@claim(
+    id="ega-alpha-travel",
+    paper=P1,
+    location="appendix C",
+    kind="theorem",
+    statement="The steepness alpha went from 5.0 to about 2.2 in training.",
+)
+def alpha_travel() -> Evidence:
+    end, stated = schedule.lowest(5.0), 2.2
+    return judged(
+        text=f"With the published schedule no gradients whatever bring alpha from 5.0 below {end:.2f}: the updates "
+        f"move a parameter by at most {schedule.farthest():.2f} in all and weight decay leaves "
+        f"{100 * schedule.decay_factor():.1f} % of it. In the released code alpha starts at 2.0.",
+        error=max(0.0, end - stated),
+        tolerance=0.05,
+        counterexample={"start": 5.0, "lowest end": round(end, 3), "stated": stated},
+    )
+
+
+@claim(
+    id="ega-identical-batches",
+    paper=P1,
+    location="section 4.1; also 2605.26355 and 2606.01258",
+    kind="method",
+    statement='All models were trained on "identical mini-batches throughout".',
+)
+def identical_batches() -> Evidence:
+    tokens = torch.arange(4000)
+    torch.manual_seed(42)
+    drawn = []
+    for name in ("standard", "ega"):
+        zoo.model("char-gpt", attention=name, layers=1, dim=32, heads=2)
+        drawn.append(torch.randint(0, len(tokens) - 256, (4,)).tolist())
+    ours = [training_batch(tokens, 256, 4, generator(42, "batches"))[0][:, 0].tolist() for _ in range(2)]
+    text = (
+        "The released procedure, one global generator seeded once and two models built and trained in turn, draws "
+        f"windows from {drawn[0]} for the first and {drawn[1]} for the second. Batches drawn from the seed and the "
+        f"purpose alone, as here, start at {ours[0]} for both."
+    )
+    if drawn[0] == drawn[1]:
+        return Evidence(verdict="holds", text=text, values={"starts": drawn[0]})
+    example = {"first model": drawn[0], "second model": drawn[1]}
+    return Evidence(verdict=FAILS, text=text, counterexample=example, values={"ours": ours})
+
+
+@claim(
+    id="ega-two-seeds",
+    paper=P2,
+    location="beside section 4.1 and the abstract, which say one seed",
+    kind="method",
+    statement='The gain was seen in "two independent training runs with different seeds".',
+)
+def two_seeds() -> Evidence:
+    from biases.stats import attainable_seeds, smallest_p
+
+    p, needed = smallest_p(2), attainable_seeds(0.95)
+    text = (
+        "The second number is not given and the released code has seed 42 only. If both were, an exact paired test of "
+        f"2 seeds could not give p below {p:g}; it takes {needed} seeds to be able to reach 0.05."
+    )
+    verdict = "not reproducible from what is published" if p > 0.05 else INCONCLUSIVE
+    return Evidence(verdict=verdict, text=text, values={"smallest p of 2 seeds": p, "seeds for 0.05": needed})

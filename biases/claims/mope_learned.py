@@ -1,0 +1,200 @@
+"""Morlet positional encoding: parameters, what training makes of them, and results that the papers state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from biases import zoo
+from biases.claims import schedule
+from biases.claims._judge import judged
+from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, Evidence, counted
+from biases.claims.ledger import claim
+from biases.claims.mope import CONTEXT, DIM, FASTEST, NARROWEST, P2, P3, ROUNDING, encoded, published_position
+
+
+@claim(
+    id="mope-parameters",
+    paper=P2,
+    location="parameter counts",
+    kind="count",
+    statement="MoPE has 256 parameters where the learned encoding has 65,536.",
+)
+def parameters() -> Evidence:
+    def numbers(position: str) -> int:
+        return sum(p.numel() for p in zoo.position(position, DIM, context=CONTEXT, heads=8)["embedding"].parameters())
+
+    found = {"mope": numbers("mope"), "learned": numbers("learned")}
+    model = zoo.model("char-gpt", attention="ega", position="mope")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    text = f"{found['mope']} and {found['learned']:,} at width 256 and context 256; EGA with MoPE has {total:,} in all."
+    return counted(text, {"mope": 256, "learned": 65_536}, {**found, "ega with mope": total})
+
+
+@claim(
+    id="mope-512-parameters",
+    paper=P3,
+    location="section 7",
+    kind="count",
+    statement="MoPE has 256 pairs, that is 512 parameters.",
+)
+def parameters_512() -> Evidence:
+    position = published_position()
+    found = {"pairs": position.log_omega.numel(), "parameters": sum(p.numel() for p in position.parameters())}
+    text = f"At width 256 there are {found['pairs']} pairs and {found['parameters']} parameters."
+    return counted(text, {"pairs": 256, "parameters": 512}, found)
+
+
+@claim(
+    id="mope-clamp-gradient",
+    paper=P3,
+    location="appendix A.3",
+    kind="method",
+    statement='The clamp acts in the forward pass and "not during gradient computation".',
+)
+def clamp_gradient() -> Evidence:
+    position = published_position()
+    with torch.no_grad():
+        position.log_omega.mul_(0.9)
+        position.log_sigma.mul_(0.9)
+    position.encoding(20).mul(torch.randn(20, DIM, dtype=torch.float64)).sum().backward()
+    gradients = {"log omega": position.log_omega.grad, "log sigma": position.log_sigma.grad}
+    found = {name: 0.0 if grad is None else grad.abs().max().item() for name, grad in gradients.items()}
+    text = (
+        f"Where every pair is clamped the largest gradient of log omega is {found['log omega']:.2g} and that of log "
+        f"sigma {found['log sigma']:.2g}: omega is replaced by 5 / sigma, gradient included, and is not learned."
+    )
+    if found["log omega"] > 0:
+        return Evidence(verdict=HOLDS, text=text, values=found)
+    return Evidence(verdict=FAILS, text=text, counterexample=found)
+
+
+@claim(
+    id="mope-boundary-without-data",
+    paper=P3,
+    location="learned values (omega sigma = 5.000 for all 128 pairs), Table 5",
+    kind="method",
+    statement="All 128 pairs converge to the admissibility boundary omega sigma = 5.",
+)
+def boundary_without_data() -> Evidence:
+    position = published_position()
+    schedule.decayed([position.log_omega, position.log_sigma])
+    omega, sigma = position.effective()
+    at_boundary = int(((omega * sigma - 5).abs() < 5e-4).sum())
+    raw = position.learned()["unclamped_product"].detach()
+    reported = {"0": 4.4977, "8": 4.1577, "16": 3.8935}  # 2606.01258 Table 5
+    found = {dim: round(sigma[int(dim)].item(), 3) for dim in reported}
+    text = (
+        f"With every gradient zero, the published weight decay alone takes the raw product from 5 to {raw.min():.3f}, "
+        f"the clamp returns 5.000, and {at_boundary} of 128 pairs are at the boundary, where all of them started. "
+        f"Sigma of dims 0, 8, 16 becomes {', '.join(f'{s:.3f}' for s in found.values())} (reported "
+        f"{', '.join(f'{s:.3f}' for s in reported.values())}). The observation says nothing of the data."
+    )
+    numbers = {"pairs at 5.000": at_boundary, "raw product": round(raw.min().item(), 4), "sigma": found}
+    if at_boundary == DIM // 2:
+        conditions = "by construction: start, weight decay and clamp put every pair there, whatever the data"
+        return Evidence(verdict=CONDITIONAL, text=text, conditions=conditions, values=numbers)
+    return Evidence(verdict=FAILS, text=text, counterexample=numbers)
+
+
+@claim(
+    id="mope-compression",
+    paper=P3,
+    location="learned values, initial and learned ranges",
+    kind="count",
+    statement="Training compresses the scales 9300-fold, from sigma in [5, 46,720] to a 3-fold band.",
+)
+def compression() -> Evidence:
+    stated = 46_720 / 5
+    sigma = published_position().log_sigma.detach().exp()
+    spread, learned = (sigma.max() / sigma.min()).item(), 4.498 / 1.494  # learned values, 2606.01258
+    return judged(
+        text=f"46,720 / 5 = {stated:.0f}. The initialisation of 2605.26355 Eq. 12-13, that of the released code, "
+        f"spans a factor of {spread:.2f} already; the learned values span {learned:.2f}: a compression of "
+        f"{spread / learned:.2f}.",
+        error=abs(spread / stated - 1),
+        tolerance=0.05,
+        counterexample={"stated spread at the start": stated, "spread at the start": round(spread, 3)},
+    )
+
+
+@claim(
+    id="mope-sigma-clusters",
+    paper=P2,
+    location="section 4.4",
+    kind="theorem",
+    statement="The learned sigma form four clusters, about 2-3, 8-12, 25-40 and 60-100 tokens.",
+)
+def sigma_clusters() -> Evidence:
+    log_sigma = published_position().log_sigma.max().item()
+    highest = math.exp(log_sigma + schedule.farthest())
+    return judged(
+        text=f"From sigma <= 5 and with the published schedule no gradients whatever bring sigma above {highest:.1f}: "
+        f"log sigma moves by at most {schedule.farthest():.2f}. 2606.01258 reports sigma <= 4.50 for the same model.",
+        error=max(0.0, 60 - highest),
+        tolerance=0.0,
+        counterexample={"largest sigma that can be reached": round(highest, 2), "stated": [60, 100]},
+    )
+
+
+@claim(
+    id="mope-learned-frequencies",
+    paper=P3,
+    location="learned values, Table 5",
+    kind="identity",
+    statement="The learned frequencies span 1.112 to 3.346 rad/token; the last dimension is the fastest.",
+)
+def learned_frequencies() -> Evidence:
+    b = torch.arange(0, 30, dtype=torch.float64)
+    alias = 2 * math.pi - FASTEST
+    error = (encoded(b, FASTEST, NARROWEST) - encoded(b, alias, NARROWEST).conj()).abs().max().item()
+    text = (
+        f"At integer positions {FASTEST} rad/token is {alias:.3f} turned the other way, to {error:.1g}: frequencies "
+        "above pi alias, and the fastest that positions can tell is pi."
+    )
+    if error < ROUNDING:
+        example = {"omega": FASTEST, "same encoding, sine negated": round(alias, 4), "difference": error}
+        return Evidence(verdict=FAILS, text=text, counterexample=example)
+    return Evidence(verdict=HOLDS, text=text, values={"difference": error})
+
+
+@claim(
+    id="mope-coarse-scale",
+    paper=P3,
+    location="Fig. 1, caption",
+    kind="identity",
+    statement='Dimension 127 is the "coarse scale", with slow phase advance.',
+)
+def coarse_scale() -> Evidence:
+    omega, sigma = (values.detach() for values in published_position().effective())
+    slowest, widest = int(omega.argmin()), int(sigma.argmax())
+    found = {"slowest pair": slowest, "widest pair": widest}
+    text = (
+        f"Pair 127 has the largest omega ({omega[-1]:.3f} rad/token) and the narrowest envelope ({sigma[-1]:.3f} "
+        f"tokens); the slowest and widest is pair {slowest} ({omega[slowest]:.3f} and {sigma[widest]:.3f})."
+    )
+    return counted(text, {"slowest pair": 127, "widest pair": 127}, found)
+
+
+@claim(
+    id="mope-superadditivity-sum",
+    paper=P2,
+    location="Tables 1-3",
+    kind="count",
+    statement="EGA (+0.092) and MoPE (-0.032) together give +0.119, 0.059 more than their sum.",
+)
+def superadditivity_sum() -> Evidence:
+    losses = {"base": 1.4742, "ega": 1.3821, "mope": 1.5060, "both": 1.3550}  # 2605.26355 Tables 1-3
+    gain = {name: losses["base"] - loss for name, loss in losses.items()}
+    excess = gain["both"] - gain["ega"] - gain["mope"]
+    against = losses["both"] - 1.3712  # the other single run of EGA, 2605.21842 Table 1
+    return judged(
+        text=f"By the tables {gain['ega']:+.4f}, {gain['mope']:+.4f} and {gain['both']:+.4f}: an excess of "
+        f"{excess:.4f} nats. Each number is one run; against the other published run of EGA (1.3712) both together "
+        f"gain {-against:.4f}.",
+        error=abs(excess - 0.059),
+        tolerance=5e-4,
+        counterexample={"excess": excess},
+        values={"excess": round(excess, 4), "gain over the other run of EGA": round(-against, 4)},
+    )

@@ -1,0 +1,610 @@
+"""The analysis of a study's results: known values in, the right seeds, verdicts and gaps out."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from biases import cli
+from biases.ablation import load_results
+from biases.ablation.analysis import analyse, compare_arms
+from biases.ablation.contrasts import METRICS, Contrast, Statistics, check_contrasts, seeds_for_verdicts
+from biases.ablation.results import write_result
+from biases.ablation.study import load_study
+from biases.stats import holm, interaction, paired, paired_power, required_seeds
+
+SPEC = """
+schema = 1
+name = "sight"
+size = "tiny"
+question = "What does a gate gain by sight of the future?"
+notes = ["smaller than published"]
+data = "pydoc"
+seeds = 8
+[model]
+layers = 1
+heads = 1
+dim = 8
+context = 12
+[train]
+steps = 20
+warmup = 2
+truncated_positions = 40
+[factors]
+attention = ["standard", "ega"]
+position = ["learned", "mope"]
+[statistics]
+metric = "full"
+unit = "nats per character"
+smallest_effect = 0.01
+minimum_seeds = 6
+[[contrasts]]
+name = "ega"
+a = "ega+learned"
+b = "standard+learned"
+[[contrasts]]
+name = "ega on prefixes"
+a = "ega+learned"
+b = "standard+learned"
+metric = "truncated"
+margin = 0.002
+[[contrasts]]
+name = "mope"
+a = "standard+mope"
+b = "standard+learned"
+[[contrasts]]
+name = "both"
+y00 = "standard+learned"
+y10 = "ega+learned"
+y01 = "standard+mope"
+y11 = "ega+mope"
+[[exploratory]]
+name = "mope with ega"
+a = "ega+mope"
+b = "ega+learned"
+"""
+IMAGES = """
+schema = 1
+name = "vision"
+size = "tiny"
+question = "Which?"
+kind = "images"
+data = "digits"
+seeds = 6
+[train]
+steps = 20
+warmup = 2
+[arms.swin]
+name = "swin-t"
+[arms.rmt]
+name = "rmt-t"
+[statistics]
+metric = "test_accuracy"
+unit = "share of images"
+smallest_effect = 0.01
+larger_is_better = true
+minimum_seeds = 6
+[[contrasts]]
+name = "rmt - swin"
+a = "rmt"
+b = "swin"
+"""
+EFFECTS = {"standard+learned": 0.0, "ega+learned": -0.1, "standard+mope": 0.001, "ega+mope": -0.099}
+LEAK = 0.3
+
+
+def text_result(cell, value):
+    leak = LEAK + 0.001 * cell.seed if cell.arm.startswith("ega") else 0.0
+    return {
+        "metrics": {
+            "full": value,
+            "train": value - 0.1,
+            "truncated": value + leak,
+            "full_at_truncated": value,
+            "leak": leak,
+            "leak_standard_error": 0.01,
+            "positions": 40,
+            "windows": 10,
+            "parameters": 100,
+        },
+        "learned": {"gate.tau": [0.5 + cell.seed, 1.5 + cell.seed]} if cell.arm.startswith("ega") else {},
+        "curve": [
+            {"step": 0, "train": None, "validation": 4.0},
+            {"step": 20, "train": value, "validation": value},
+        ],
+    }
+
+
+def image_result(cell, value):
+    metrics = {"test_accuracy": value, "test_loss": 1 - value, "train_accuracy": value, "train_loss": 1 - value}
+    curve = [{"step": 20, "train_loss": 0.5, "test_loss": 1 - value, "test_accuracy": value}]
+    return {"metrics": {**metrics, "parameters": 7}, "learned": {}, "curve": curve}
+
+
+def luck(cell):
+    return random.Random(f"{cell.arm} {cell.seed}").uniform(-0.002, 0.002) + random.Random(cell.seed).uniform(
+        -0.05, 0.05
+    )
+
+
+def outcome(cell, describe, value):
+    return {
+        "schema": 1,
+        "id": cell.id,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "config": cell.config,
+        "status": "ok",
+        "error": None,
+        **describe(cell, value),
+        "versions": {"torch": "2.13.0", "code": "abc"},
+        "device": "cpu",
+        "device_name": "a processor",
+        "data": {"name": cell.data, "sha256": "d1"},
+        "git": "r1",
+        "seconds": 2.0,
+        "started": f"2026-01-0{cell.seed + 1}T00:00:00+00:00",
+    }
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(SPEC)
+    return load_study(path)
+
+
+@pytest.fixture
+def results(study):
+    return [outcome(cell, text_result, 1.5 + EFFECTS[cell.arm] + luck(cell)) for cell in study.grid.cells()]
+
+
+def change(results, arm, seed, **values):
+    next(result for result in results if (result["arm"], result["seed"]) == (arm, seed)).update(values)
+
+
+def values_of(results, arm, metric="full"):
+    return [result["metrics"][metric] for result in sorted(results, key=lambda r: r["seed"]) if result["arm"] == arm]
+
+
+def row(analysis, name):
+    (found,) = [each for each in analysis["contrasts"] if each["name"] == name]
+    return found
+
+
+def test_contrasts_are_those_of_the_statistics(study, results):
+    analysis = analyse(study, results)
+    full = {arm: values_of(results, arm) for arm in EFFECTS}
+    truncated = {arm: values_of(results, arm, "truncated") for arm in EFFECTS}
+    expected = {
+        "ega": paired(full["ega+learned"], full["standard+learned"], margin=0.01),
+        "ega on prefixes": paired(truncated["ega+learned"], truncated["standard+learned"], margin=0.002),
+        "mope": paired(full["standard+mope"], full["standard+learned"], margin=0.01),
+        "both": interaction(
+            full["standard+learned"], full["ega+learned"], full["standard+mope"], full["ega+mope"], margin=0.01
+        ),
+    }
+    adjusted = holm({name: each.p_sign_flip for name, each in expected.items()})
+    equivalent = holm({name: each.p_equivalence for name, each in expected.items()})
+    verdicts = {"ega": "better", "ega on prefixes": "worse", "mope": "equivalent", "both": "equivalent"}
+    for name, inference in expected.items():
+        found = row(analysis, name)
+        for same in ("n", "mean", "sd", "p_sign_flip", "p_t", "p_equivalence", "effect_size", "margin"):
+            assert found[same] == getattr(inference, same), (name, same)
+        assert found["interval"] == list(inference.interval)
+        assert (found["p_holm"], found["p_equivalence_holm"]) == (adjusted[name], equivalent[name])
+        assert (found["verdict"], found["family"], found["family_size"]) == (verdicts[name], True, 4)
+        assert found["required_seeds"] == max(8, required_seeds(inference.margin, inference.sd, 0.8, 1 - 0.05 / 4))
+        assert found["power"] == paired_power(8, inference.margin, inference.sd, confidence=1 - 0.05 / 4)
+        assert (found["seeds"], found["dropped"], found["mixed"]) == (list(range(8)), [], 0)
+    assert row(analysis, "both")["cell_means"] == expected["both"].cell_means
+    assert row(analysis, "both")["arms"]["y11"] == "ega+mope"
+    assert row(analysis, "ega on prefixes")["metric"] == "truncated"
+    assert analysis["family"] == {"size": 4, "seeds_needed": 8}
+
+
+def test_exploratory_contrasts_have_an_interval_and_no_test(study, results):
+    found = row(analyse(study, results), "mope with ega")
+    expected = paired(values_of(results, "ega+mope"), values_of(results, "ega+learned"))
+    assert found["interval"] == list(expected.interval)
+    assert (found["n"], found["verdict"], found["family"]) == (8, "exploratory", False)
+    assert found["effect_size"] == expected.effect_size
+    assert {value for key, value in found.items() if key.startswith("p_")} == {None}
+    assert found["required_seeds"] == required_seeds(0.01, expected.sd)
+
+
+def test_contrasts_use_the_seeds_that_all_arms_finished(study, results):
+    change(
+        results, "ega+learned", 2, status="diverged", metrics={"diverged_at": 3}, error="loss is not finite at step 3"
+    )
+    change(results, "ega+mope", 5, status="failed", metrics={}, error="Traceback:\n  ...\nRuntimeError: no memory\n")
+    results = [r for r in results if (r["arm"], r["seed"]) != ("standard+learned", 7)]
+    analysis = analyse(study, results)
+    ega, both = row(analysis, "ega"), row(analysis, "both")
+    assert (ega["n"], ega["seeds"]) == (6, [0, 1, 3, 4, 5, 6])
+    assert ega["dropped"] == [
+        {"seed": 2, "why": "ega+learned diverged"},
+        {"seed": 7, "why": "standard+learned missing"},
+    ]
+    assert [each["seed"] for each in both["dropped"]] == [2, 5, 7]
+    assert (both["n"], both["verdict"]) == (5, "refused")
+    assert both["reason"] == "expected at least 6 seeds, got 5"
+    assert [(each["arm"], each["seed"], each["status"], each["error"]) for each in analysis["failed"]] == [
+        ("ega+learned", 2, "diverged", "loss is not finite at step 3"),
+        ("ega+mope", 5, "failed", "RuntimeError: no memory"),
+    ]
+    assert [(each["arm"], each["seed"]) for each in analysis["missing"]] == [("standard+learned", 7)]
+    statuses = {name: arm["statuses"] for name, arm in analysis["arms"].items()}
+    assert statuses["ega+learned"] == {"ok": 7, "failed": 0, "diverged": 1, "missing": 0}
+    assert statuses["standard+learned"] == {"ok": 7, "failed": 0, "diverged": 0, "missing": 1}
+    assert analysis["arms"]["ega+learned"]["n"] == 7
+
+
+def test_a_contrast_without_a_seed_counts_in_the_family(study, results):
+    analysis = analyse(study, [result for result in results if result["arm"] != "ega+mope"])
+    both = row(analysis, "both")
+    assert (both["n"], both["verdict"], both["reason"]) == (0, "refused", "no seed that all its arms finished")
+    assert (both["family"], both["family_size"]) == (True, 4)
+    assert row(analysis, "ega")["p_holm"] == 4 / 128
+
+
+def test_a_family_out_of_reach_of_its_seeds_is_refused(study, results):
+    """Six seeds give a p of 1/32 at best, and a family of four asks for 1/80."""
+    analysis = analyse(study, [result for result in results if result["seed"] < 6])
+    for name in ("ega", "ega on prefixes", "mope", "both"):
+        found = row(analysis, name)
+        assert (found["n"], found["verdict"]) == (6, "refused")
+        assert found["reason"] == "n = 6 in a family of 4 cannot reach an adjusted p of 0.05"
+        assert found["p_holm"] is found["p_sign_flip"] is None
+        assert found["p_holm_smallest"] == 0.125
+        assert found["interval"] is not None
+
+
+def test_pairs_of_different_data_are_no_pairs(study, results):
+    change(results, "ega+learned", 0, data={"name": "pydoc", "sha256": "d2"})
+    analysis = analyse(study, results)
+    assert row(analysis, "ega")["dropped"] == [{"seed": 0, "why": "different data"}]
+    assert row(analysis, "mope")["n"] == 8
+    assert analysis["provenance"]["data"] == {"pydoc d1": 31, "pydoc d2": 1}
+
+
+def test_arms_of_a_seed_that_others_made_are_counted(study, results):
+    change(results, "ega+learned", 0, device_name="another")
+    change(results, "ega+learned", 3, versions={"torch": "2.13.0", "code": "changed"})
+    analysis = analyse(study, results)
+    assert (row(analysis, "ega")["mixed"], row(analysis, "mope")["mixed"]) == (2, 0)
+    provenance = analysis["provenance"]
+    assert provenance["devices"] == {"a processor": 31, "another": 1}
+    assert provenance["code"] == {"abc": 31, "changed": 1}
+    assert (provenance["cells"], provenance["seconds"]) == (32, 64.0)
+    assert provenance["started"] == ["2026-01-01T00:00:00+00:00", "2026-01-08T00:00:00+00:00"]
+
+
+def test_leak_has_an_interval_over_seeds_and_one_of_sampling(study, results):
+    arms = analyse(study, results)["arms"]
+    leak = arms["ega+learned"]["leak"]
+    measured = values_of(results, "ega+learned", "leak")
+    assert leak["mean"] == pytest.approx(np.mean(measured))
+    assert leak["interval"] == pytest.approx(list(scipy.stats.ttest_1samp(measured, 0).confidence_interval(0.95)))
+    standard_error = 0.01 / math.sqrt(8)
+    assert leak["sampling_standard_error"] == pytest.approx(standard_error)
+    half = scipy.stats.norm.isf(0.025) * standard_error
+    assert leak["sampling_interval"] == pytest.approx([leak["mean"] - half, leak["mean"] + half])
+    assert (leak["positions"], leak["available"], leak["n"]) == (40, 120, 8)
+    assert arms["standard+mope"]["leak"]["interval"] == [0.0, 0.0]
+
+
+def test_a_leak_measured_at_every_position_has_no_sampling_error(study, results):
+    for result in results:
+        result["metrics"]["positions"] = 120
+    leak = analyse(study, results)["arms"]["ega+learned"]["leak"]
+    assert leak["sampling_standard_error"] is leak["sampling_interval"] is None
+    assert leak["interval"] is not None
+
+
+def test_curves_and_metrics_over_seeds(study, results):
+    arm = analyse(study, results)["arms"]["standard+mope"]
+    final = values_of(results, "standard+mope")
+    low, high = scipy.stats.ttest_1samp(final, 0).confidence_interval(0.95)
+    assert (arm["curve"]["series"], arm["curve"]["steps"]) == ("validation", [0, 20])
+    assert arm["curve"]["mean"] == pytest.approx([4.0, np.mean(final)])
+    assert arm["curve"]["low"] == pytest.approx([4.0, low])
+    assert arm["curve"]["high"] == pytest.approx([4.0, high])
+    assert arm["metrics"]["full"]["interval"] == pytest.approx([low, high])
+    assert arm["metrics"]["full"]["values"] == {str(seed): value for seed, value in enumerate(final)}
+    assert arm["parameters"] == 100
+    assert arm["model"] == {"attention": "standard", "position": "mope"}
+    one = analyse(study, [result for result in results if result["seed"] == 3])["arms"]["standard+mope"]
+    assert (one["curve"]["low"], one["curve"]["high"]) == ([None, None], [None, None])
+    assert one["metrics"]["full"]["interval"] is None
+
+
+def test_learned_values_over_seeds(study, results):
+    learned = analyse(study, results)["arms"]["ega+mope"]["learned"]
+    assert list(learned) == ["gate.tau"]
+    tau = learned["gate.tau"]
+    assert (tau["n"], tau["mean"], tau["minimum"], tau["maximum"]) == (8, 4.5, 0.5, 8.5)
+    assert tau["elements"] == [4.0, 5.0]
+    assert tau["interval"] == pytest.approx(
+        list(scipy.stats.ttest_1samp(range(8), 0).confidence_interval(0.95) + np.ones(2))
+    )
+    assert tau["quantiles"]["0.5"] == 4.5
+
+
+def test_contrasts_of_what_was_learned(tmp_path, results):
+    path = tmp_path / "learned.toml"
+    declared = '[[contrasts]]\nname = "tau"\na = "ega+mope"\nb = "ega+learned"\nunit = "1"\nmargin = 0.1\n'
+    path.write_text(
+        SPEC.replace('[[contrasts]]\nname = "mope"', declared + 'metric = "TAU"\n[[contrasts]]\nname = "mope"')
+    )
+    for metric, gain in (("mean", 1.0), ("maximum", 2.0), ("minimum", 0.0)):
+        for result in results:
+            if result["arm"] == "ega+mope":
+                result["learned"] = {"gate.tau": [0.5 + result["seed"], 3.5 + result["seed"]]}
+        path.write_text(path.read_text().replace("TAU", f"learned.gate.tau.{metric}"))
+        study = load_study(path)
+        analysis = analyse(study, results)
+        assert (row(analysis, "tau")["n"], row(analysis, "tau")["mean"]) == (8, gain)
+        assert analysis["arms"]["ega+mope"]["metrics"][f"learned.gate.tau.{metric}"]["n"] == 8
+        path.write_text(path.read_text().replace(f"learned.gate.tau.{metric}", "TAU"))
+    change(results, "ega+mope", 4, learned={})
+    found = row(analyse(study, results), "tau")
+    assert found["dropped"] == [{"seed": 4, "why": "ega+mope without learned.gate.tau.minimum"}]
+    explored = row(analyse(study, results, metric="learned.gate.tau.mean"), "ega")
+    assert (explored["n"], explored["dropped"][0]["why"]) == (0, "standard+learned without learned.gate.tau.mean")
+    with pytest.raises(ValueError, match=r"expected learned.NAME.mean, .minimum or .maximum, got 'learned.gate.tau'"):
+        analyse(study, results, metric="learned.gate.tau")
+
+
+def test_the_configuration_is_told_once(study, results):
+    analysis = analyse(study, results)
+    assert analysis["config"]["model"]["layers"] == 1
+    assert "attention" not in analysis["config"]["model"]
+    assert analysis["config"]["train"]["steps"] == 20
+    assert (analysis["config"]["data"], analysis["config"]["seeds"]) == ("pydoc", list(range(8)))
+    assert (analysis["study"], analysis["size"], analysis["notes"]) == ("sight", "tiny", ["smaller than published"])
+
+
+def test_the_same_results_give_the_same_analysis(study, results, tmp_path):
+    for result in results:
+        write_result(tmp_path, result)
+    text = json.dumps(analyse(study, load_results(tmp_path)), allow_nan=False)
+    shuffled = random.Random(1).sample(results, len(results))
+    assert json.dumps(analyse(study, shuffled), allow_nan=False) == text
+    assert json.loads(text)["schema"] == 1
+
+
+def test_results_of_other_cells_do_not_count(study, results):
+    other = {**results[0], "id": "0" * 12, "metrics": {"full": 1e6}}
+    analysis = analyse(study, [*results, other])
+    assert analysis["other_results"] == 1
+    assert analysis == analyse(study, results) | {"other_results": 1}
+
+
+def test_another_metric_is_exploratory_where_it_was_not_declared(study, results):
+    declared, explored = analyse(study, results), analyse(study, results, metric="truncated")
+    assert row(explored, "ega on prefixes") == row(declared, "ega on prefixes")
+    ega = row(explored, "ega")
+    assert (ega["verdict"], ega["metric"], ega["family"], ega["margin"]) == ("exploratory", "truncated", False, None)
+    assert ega["required_seeds"] is ega["power"] is None
+    assert ega["mean"] == row(declared, "ega on prefixes")["mean"]
+    with pytest.raises(ValueError, match=r"metric: expected one of 'full'.*got 'ful' .*did you mean 'full'"):
+        analyse(study, results, metric="ful")
+
+
+def test_a_study_without_results(study):
+    analysis = analyse(study, [])
+    assert len(analysis["missing"]) == 32
+    for each in analysis["contrasts"]:
+        assert (each["n"], each["interval"], each["mean"]) == (0, None, None)
+        assert each["verdict"] == ("refused" if each["family"] else "exploratory")
+    assert analysis["arms"]["ega+mope"]["curve"] is None
+
+
+def test_a_study_of_images(tmp_path):
+    (tmp_path / "study.toml").write_text(IMAGES)
+    study = load_study(tmp_path / "study.toml")
+    gain = {"swin": 0.0, "rmt": 0.05}
+    results = [outcome(cell, image_result, 0.9 + gain[cell.arm] + luck(cell) / 10) for cell in study.grid.cells()]
+    analysis = analyse(study, results)
+    assert row(analysis, "rmt - swin")["verdict"] == "better"
+    arm = analysis["arms"]["rmt"]
+    assert (arm["curve"]["series"], arm["leak"], arm["model"]) == ("test_accuracy", None, {"name": "rmt-t"})
+    loss = analyse(study, results, metric="test_loss")
+    assert row(loss, "rmt - swin")["mean"] == pytest.approx(-row(analysis, "rmt - swin")["mean"])
+    assert loss["arms"]["rmt"]["curve"]["series"] == "test_loss"
+
+
+@pytest.fixture
+def folder(tmp_path, results):
+    for result in results:
+        write_result(tmp_path, result)
+    return tmp_path
+
+
+def stats(capsys, *arguments):
+    code = cli.main(["stats", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_prints_what_a_reader_needs(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = stats(capsys, folder)
+    assert code == 0
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = [line for line in lines if line.startswith("1  ega ")]
+    mean, low, high = paired_line(line)
+    assert low < mean < high < 0
+    assert line.split()[-3:] == ["8", "0.0312", "better"]
+    assert "ega+mope" in out.partition("leak of")[2]
+    assert "sampling interval" in out
+    for word in ("least p", "TOST", "power", "Holm", "Exploratory: not declared before the run", "r1 (32)"):
+        assert word in out
+    assert "significan" not in out.lower()
+    assert "nan" not in out.split()
+
+
+def paired_line(line):
+    parts = line.split()
+    return float(parts[2]), float(parts[3]), float(parts[5])
+
+
+def test_the_command_prints_json(folder, capsys):
+    code, out, _ = stats(capsys, folder, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(json.dumps(analyse(load_study(folder / "study.toml"), load_results(folder))))
+
+
+def test_the_command_shows_gaps(folder, capsys):
+    paths = sorted((folder / "cells").glob("*.json"))
+    gone = json.loads(paths[0].read_text())
+    paths[0].unlink()
+    broken = json.loads(paths[1].read_text())
+    write_result(folder, {**broken, "status": "failed", "metrics": {}, "error": "x\nRuntimeError: [red] no memory"})
+    code, out, _ = stats(capsys, folder)
+    flat = " ".join(out.split())
+    assert code == 0
+    assert f"not run yet: {gone['arm']}, seeds {gone['seed']}" in flat
+    assert f"failed: {broken['arm']}, seed {broken['seed']} ({broken['id']}): RuntimeError: [red] no memory" in flat
+    assert "without seeds" in flat
+
+
+def test_two_arms_without_a_study(folder, capsys, results):
+    (folder / "study.toml").unlink()
+    for result in results:
+        if result["arm"] == "ega+learned":
+            write_result(folder, {**result, "id": f"{result['seed']:012d}", "arm": "ega[statistics=prefix]"})
+    code, out, err = stats(capsys, folder)
+    assert (code, out) == (2, "")
+    assert (
+        "expected study.toml beside its cells, or --a ARM --b ARM, got no study.toml; it has the arms ega+learned"
+        in err
+    )
+    arms = ("--a", "ega[statistics=prefix]", "--b", "standard+learned")
+    code, out, _ = stats(capsys, folder, *arms, "--json")
+    analysis = json.loads(out)
+    (found,) = analysis["contrasts"]
+    expected = paired(values_of(results, "ega+learned"), values_of(results, "standard+learned"))
+    assert (code, found["verdict"], found["interval"], found["p_sign_flip"]) == (
+        0,
+        "exploratory",
+        list(expected.interval),
+        None,
+    )
+    assert found["metric"] == "full"
+    assert list(analysis["arms"]) == ["ega[statistics=prefix]", "standard+learned"]
+    _, out, _ = stats(capsys, folder, *arms, "--metric", "truncated")
+    assert "ega[statistics=prefix]" in out
+    assert "(truncated)" not in out
+
+
+def test_two_arms_use_what_finished_beside_what_failed(results):
+    failed = {**results[0], "id": "f" * 12, "status": "failed", "metrics": {}, "error": "no memory"}
+    arms = results[0]["arm"], "ega+mope"
+    for order in ([failed, *results], [*results, failed]):
+        analysis = compare_arms(order, *arms, "full")
+        assert analysis["contrasts"][0]["n"] == 8
+        assert [each["id"] for each in analysis["failed"]] == ["f" * 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--a", "ega+learned"), "--a and --b: expected both or neither, got --a alone"),
+        (("--a", "ega+learned", "--b", "standard"), "arm: expected an arm with results, got 'standard'"),
+        (("--a", "ega+learned", "--b", "ega+learned"), "expected each arm once"),
+        (("--a", "ega+learned", "--b", "ega+mope", "--metric", "x"), "metric: expected one of 'full'"),
+        (("--metric", "test_loss"), "metric: expected one of 'full'"),
+    ],
+)
+def test_bad_usage(folder, capsys, arguments, words):
+    code, out, err = stats(capsys, folder, *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_nothing_to_analyse(study, tmp_path, capsys):
+    assert stats(capsys, tmp_path)[0] == 2
+    (tmp_path / "cells").mkdir()
+    code, out, _ = stats(capsys, tmp_path)
+    assert code == 3
+    assert "0 of 8" in out
+
+
+STATISTICS = {"metric": "full", "unit": "nats", "smallest_effect": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"smallest_effect": 0}, r"statistics smallest_effect: expected a number in \(0, inf\), got 0"),
+        ({"smallest_effect": math.inf}, "statistics smallest_effect: expected"),
+        ({"confidence": 95}, r"statistics confidence: expected a number in \(0, 1\), got 95"),
+        ({"power": 1.0}, "statistics power: expected"),
+        ({"minimum_seeds": 1}, "statistics minimum_seeds: expected at least 2, got 1"),
+        ({"minimum_seeds": 8.0}, "statistics minimum_seeds: expected an integer"),
+        ({"larger_is_better": 1}, "statistics larger_is_better: expected true or false, got 1"),
+        ({"metric": " "}, "statistics metric: expected a name"),
+        ({"unit": None}, "statistics unit: expected a name, got None"),
+    ],
+)
+def test_bad_statistics(values, words):
+    with pytest.raises(ValueError, match=words):
+        Statistics(**{**STATISTICS, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "contrast 'c': expected arms a and b, or y00, y10, y01, y11, got no arms"),
+        ({"a": "x"}, "expected arms a and b, or y00, y10, y01, y11, got a"),
+        ({"a": "x", "b": "y", "y00": "z"}, "got a, b, y00"),
+        ({"y00": "x", "y10": "y", "y01": "z", "y11": "x"}, "contrast 'c': expected each arm once, got x, y, z, x"),
+        ({"a": "x", "b": 3}, "contrast 'c' b: expected a name, got 3"),
+        ({"a": "x", "b": "y", "margin": -1}, r"contrast 'c' margin: expected a number in \(0, inf\), got -1"),
+        ({"a": "x", "b": "y", "larger_is_better": "no"}, "contrast 'c' larger_is_better: expected true or false"),
+        ({"a": "x", "b": "y", "name": ""}, "contrast name: expected a name, got ''"),
+    ],
+)
+def test_bad_contrasts(values, words):
+    with pytest.raises(ValueError, match=words):
+        Contrast(**{"name": "c", **values})
+
+
+def test_contrasts_must_fit_their_study():
+    statistics = Statistics(**STATISTICS)
+    one, other = Contrast(name="c", a="x", b="y"), Contrast(name="d", a="x", b="q")
+    options = {"arms": ["x", "y"], "metrics": METRICS["text"]}
+    check_contrasts(statistics, [one], [], **options)
+    for family, exploratory, words in (
+        ([one], [one], "contrast 'c': expected a name that no other contrast has"),
+        ([], [other], "contrast 'd' b: expected one of 'x', 'y', got 'q'"),
+        ([Contrast(name="c", a="x", b="y", metric="test_loss")], [], "contrast 'c' metric: expected one of 'full'"),
+        (
+            [Contrast(name="c", a="x", b="y", unit="bits")],
+            [],
+            "contrast 'c' margin: expected a margin in its unit, bits",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_contrasts(statistics, family, exploratory, **options)
+    with pytest.raises(ValueError, match="statistics metric: expected one of 'test_accuracy'"):
+        check_contrasts(statistics, [], [], arms=[], metrics=METRICS["images"])
+
+
+def test_a_contrast_takes_from_the_study_what_it_leaves_open():
+    statistics = Statistics(**STATISTICS, larger_is_better=True)
+    resolved = Contrast(name="c", a="x", b="y", metric="leak").resolved(statistics)
+    assert (resolved.metric, resolved.margin, resolved.unit, resolved.larger_is_better) == ("leak", 0.01, "nats", True)
+    own = Contrast(name="c", a="x", b="y", unit="bits", margin=2, larger_is_better=False).resolved(statistics)
+    assert (own.metric, own.margin, own.unit, own.larger_is_better) == ("full", 2.0, "bits", False)
+    assert seeds_for_verdicts(statistics, 4) == 8
+    assert seeds_for_verdicts(statistics, 7) == 9
+    assert seeds_for_verdicts(Statistics(**STATISTICS, minimum_seeds=2), 1) == 6
