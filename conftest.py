@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -17,6 +19,9 @@ def pytest_report_header() -> str:
 def pytest_configure(config: pytest.Config) -> None:
     # The tensors of the tests are far too small for threads to pay, and pytest-xdist already fills the cores.
     torch.set_num_threads(1)
+    # A shell has its background jobs ignore Ctrl-C, and what they start inherits that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -124,7 +124,7 @@ def test_what_cannot_be_measured_is_skipped_and_counted(capsys):
 
 
 def test_a_backend_that_cannot_run_it_says_why(capsys):
-    code, printed = measured(capsys, "retention", *TINY, "--backend", "native")
+    code, printed = measured(capsys, "retention", *TINY, "--dtype", "float64", "--backend", "native")
     assert code == 3
     assert all("expected a problem that it can run" in row["message"] for row in printed["rows"])
     code, printed = measured(capsys, "retention", *TINY, "--backend", "dense")
