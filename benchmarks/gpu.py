@@ -7,12 +7,13 @@
     python -m benchmarks.gpu --print-table                          # the table for biases/backends/choice.py
 
 The pieces, in this order: ``environment`` (packages, ceilings of the device), ``tests`` (``pytest -m gpu``),
-``correctness`` (every backend against the float64 specification), ``latency`` (time and peak memory beside stock
-attention without a bias), ``ablation`` (paired trainings, until the time is up). Each writes ``gpu_<piece>.json`` after
-every cell, whole or not at all; the same command goes on where an earlier one was stopped, and takes over the cells
-that the same source measured on the same device, from DIR or from benchmarks/results. ``gpu_choice.json`` then has the
-backend of every family (:func:`fastest`). No cell is begun after the budget; the one in flight is finished, tests
-excepted.
+``properties`` (the battery on every layer), ``correctness`` (every backend against the float64 specification),
+``latency`` (time and peak memory beside stock attention without a bias), ``ablation`` (cells of the committed studies
+in their size ``paper``, until the time is up). Each writes ``gpu_<piece>.json`` after every cell, whole or not at all;
+the same command goes on where an earlier one was stopped, and takes over the cells that the same source measured on the
+same device, from DIR or from benchmarks/results. ``gpu_choice.json`` then has the backend of every family
+(:func:`fastest`), and ``ablations/`` the studies, as ``biases ablate`` stores them. No cell is begun after the budget;
+the one in flight is finished, tests excepted.
 
 Exit code 0: nothing failed; 1: a result was wrong or a cell failed; 2: bad usage; 3: there is no CUDA device, or
 nothing was measured; 130: interrupted.
@@ -61,7 +62,8 @@ class Store:
 
     Args:
         path: of the file. Cells are taken over from it and from the file of the same name in benchmarks/results, unless
-            other source, another device or another version of torch made them.
+            other source, another device or another version of torch made them. What only says what the folder of a
+            study holds is not taken over: it is looked up there.
         head: what is written beside the cells; ``head["made_by"]`` says what made them.
     """
 
@@ -72,7 +74,7 @@ class Store:
         for earlier in (RESULTS / path.name, path):
             before = read(earlier)
             if before is not None and before.get("made_by") == head["made_by"]:
-                self.cells |= before["cells"]
+                self.cells |= {name: cell for name, cell in before["cells"].items() if "study" not in cell}
 
     def has(self, name: str) -> bool:
         return name in self.cells and self.cells[name]["status"] in SETTLED
@@ -97,15 +99,18 @@ def run_piece(piece: str, options: argparse.Namespace, head: dict[str, Any], dea
     made_by = {**head["made_by"], "source": fingerprint(piece)}
     store = Store(options.out / f"{prefix(options)}_{piece}.json", {**head, "made_by": made_by, "piece": piece})
     left = 0
-    plan = Plan(options.device, options.tiny, deadline)
+    plan = Plan(options.device, options.tiny, deadline, options.out, RESULTS)
     for name, cell in PIECES[piece](plan):
+        if isinstance(cell, dict):
+            store.put(name, cell)
+            continue
         if store.has(name):
             continue
-        if time.monotonic() >= deadline:
+        begin = time.monotonic()
+        outcome = cell() if begin < deadline else None
+        if outcome is None:
             left += 1
             continue
-        begin = time.monotonic()
-        outcome = cell()
         outcome["cell_seconds"] = round(time.monotonic() - begin, 3)
         store.put(name, outcome)
         print(f"{piece:<12} {name:<52} {line(outcome)}", flush=True)

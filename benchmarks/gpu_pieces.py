@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
 
-from benchmarks.gpu_plan import Cells, Outcome, Plan
+from benchmarks.gpu_ablation import ablation
+from benchmarks.gpu_plan import Cells, Outcome, Plan, guarded
+from benchmarks.gpu_properties import properties
 from benchmarks.gpu_subjects import SUBJECTS, Subject
 from benchmarks.gpu_tests import tests
 from biases.bench import ceilings, interleaved, peak_bytes
 from biases.bench.workloads import Setting, Workload
 
 BACKENDS = ("fused", "flex", "triton")
-SPECIAL = ("flex", "triton")
 DIRECTIONS = ("forward", "forward+backward")
 MEMORY_BAR = 1.05
 OPTIONAL = ("triton", "pytest", "hypothesis", "pytest_timeout", "rich", "scipy")
@@ -27,22 +27,6 @@ OPTIONAL = ("triton", "pytest", "hypothesis", "pytest_timeout", "rich", "scipy")
 HOPELESS = 20.0
 # Calls in a sample, so that launching kernels is not what is measured.
 SAMPLE_SECONDS, MOST_CALLS = 0.02, 20
-
-
-def guarded(run: Callable[[], Outcome], backend: str | None = None) -> Outcome:
-    """What ``run`` found; ``status`` is ``"refused"`` where ``backend``, one that need not run everything, cannot run
-    the problem, ``"wrong"`` where results differ from the specification, ``"error"`` where it raised anything else."""
-    try:
-        return run()
-    except AssertionError as wrong:
-        return {"status": "wrong", "message": str(wrong)}
-    except Exception as error:
-        if isinstance(error, ValueError) and backend in SPECIAL:
-            return {"status": "refused", "message": str(error)}
-        return {"status": "error", "message": f"{type(error).__name__}: {str(error)[:2000]}"}
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def environment(plan: Plan) -> Cells:
@@ -172,33 +156,10 @@ def _single(run: Callable[[], object], setting: Setting) -> float:
     return time.perf_counter() - begin
 
 
-def ablation(plan: Plan) -> Cells:
-    """Paired trainings of character models, a cell for each arm and seed, in the published size (6 layers, width 256,
-    context 256) with fewer updates."""
-    from biases.ablation import Grid, ModelConfig, TextUnavailable, TrainConfig, load_text, train_cell
-
-    if plan.tiny:
-        size: dict[str, Any] = {"layers": 1, "heads": 2, "dim": 16, "context": 16}
-        train = TrainConfig(steps=2, batch=2, warmup=1, evaluate_every=2, evaluation_windows=2, truncated_positions=0)
-    else:
-        size, train = {}, TrainConfig(steps=1000, warmup=100, evaluate_every=250, evaluation_windows=256)
-    arms = {name: ModelConfig(attention=name, **size) for name in ("standard", "ega-token", "alibi")}
-
-    def trained(cell: Any) -> Outcome:
-        try:
-            text = load_text(cell.data)
-        except TextUnavailable as missing:
-            return {"status": "skipped", "message": str(missing)}
-        result = train_cell(cell, text, device=plan.device)
-        return {**result, "config": cell.config, "data": {"name": text.name, "sha256": text.sha256}}
-
-    for cell in Grid(arms, seeds=(0,) if plan.tiny else (0, 1, 2, 3, 4), train=train).cells():
-        yield f"{cell.arm}/seed{cell.seed}", partial(guarded, partial(trained, cell))
-
-
 PIECES: dict[str, Callable[[Plan], Cells]] = {
     "environment": environment,
     "tests": tests,
+    "properties": properties,
     "correctness": correctness,
     "latency": latency,
     "ablation": ablation,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_pieces, gpu_tests
+from benchmarks import gpu, gpu_pieces, gpu_properties, gpu_tests
 from benchmarks.gpu_plan import Plan
 from benchmarks.gpu_subjects import OWN, SUBJECTS
 from biases import zoo
@@ -159,8 +159,8 @@ def test_only_runs_the_pieces_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # The pieces
 
 
-def plan(seconds: float = 60.0) -> Plan:
-    return Plan("cpu", True, time.monotonic() + seconds)
+def plan(seconds: float = 60.0, out: Path = Path("none"), committed: Path = Path("none")) -> Plan:
+    return Plan("cpu", True, time.monotonic() + seconds, out, committed)
 
 
 def test_subjects_are_of_the_zoo_or_own() -> None:
@@ -305,16 +305,42 @@ def test_missing_packages_are_said(monkeypatch: pytest.MonkeyPatch, missing: tup
         "collection",
         {"status": "skipped", "message": f"{' and '.join(missing)} is not installed"},
     )
+    if "hypothesis" in missing:
+        ((_, battery),) = gpu_properties.properties(plan())
+        assert battery()["status"] == "skipped"
     _, packages = next(iter(gpu_pieces.environment(plan())))
     assert set(missing) <= set(packages()["missing"])
 
 
-def test_a_cell_of_the_ablation_is_a_training() -> None:
-    (name, cell), *_ = gpu_pieces.ablation(plan())
-    outcome = cell()
-    assert (name, outcome["status"]) == ("standard/seed0", "ok")
-    assert outcome["metrics"]["full"] > 0
-    assert len(outcome["data"]["sha256"]) == 64
+def test_the_battery_is_run_on_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_properties, "EXAMPLES", 2)
+    full = Plan("cpu", False, time.monotonic() + 60, Path("none"), Path("none"))
+    assert [name for name, _ in gpu_properties.properties(full)] == zoo.names("layer")
+    outcome = dict(gpu_properties.properties(plan()))["standard"]()
+    assert (outcome["status"], outcome["failed"]) == ("ok", [])
+    assert outcome["counts"]["passed"] > 5
+
+
+def test_a_broken_promise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(dim: int, heads: int) -> Any:
+        class Layer(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x * torch.rand(())
+
+        return Layer()
+
+    monkeypatch.setattr(gpu_properties, "EXAMPLES", 2)
+    monkeypatch.setattr(gpu_properties.zoo, "factory", lambda name: drawn)
+    outcome = dict(gpu_properties.properties(plan()))["standard"]()
+    assert outcome["status"] == "wrong"
+    assert "deterministic failed" in outcome["message"]
+
+
+def test_the_battery_is_run_on_the_device_of_the_plan() -> None:
+    elsewhere = Plan("nowhere", True, time.monotonic() + 60, Path("none"), Path("none"))
+    outcome = dict(gpu_properties.properties(elsewhere))["standard"]()
+    assert outcome["status"] == "error"
+    assert "got 'nowhere'" in outcome["message"]
 
 
 # The choice
