@@ -1,6 +1,8 @@
-"""The generated parts of the README and of docs/, from committed results: ``python benchmarks/pages.py`` writes them.
+"""All that is made from committed results: ``python benchmarks/pages.py`` writes it, tests check that it is up to date.
 
-A test checks that they are up to date.
+That is the generated parts of the README and of docs/, the pictures of the studies, the analyses that come with the
+package, and the verdicts of the ledger, whose tests it runs (half a minute). What has not changed is not written.
+Exit code 1: a test of the ledger could not be run.
 """
 
 from __future__ import annotations
@@ -11,12 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from biases.demo.readme import replace
+ROOT = Path(__file__).resolve().parent.parent
+# As a script, Python looks for modules beside it and not in the checkout.
+sys.path.insert(0, str(ROOT))
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import claim_tables, kept, study_tables  # noqa: E402
+from benchmarks.forest import forest  # noqa: E402
+from benchmarks.result_tables import alarms_table, cost_table, digits_table  # noqa: E402
+from biases._files import write_atomically  # noqa: E402
+from biases.demo.readme import replace  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
-SQUARE_MAPS = (7, 14, 28, 56)
-FORMS = ("full", "decomposed", "windowed", "windowed-decomposed")
 LENGTHS = (1024, 4096)
 DIRECTIONS = ("forward", "forward+backward")
 # Rows of the table of ratios -> subjects of `make gpu`.
@@ -46,69 +53,6 @@ def read_evidence(name: str) -> dict[str, Any] | None:
     found = read(name)
     trial = found.get("made_by", {}).get("quick", False) if name.startswith("ratios") else not found.get("evidence")
     return None if trial else found
-
-
-def cost_table(results: dict[str, Any]) -> str:
-    """Counted operations of every form on square maps, a pixel and channel."""
-    counted = {(row["form"], row["height"], row["width"]): row for row in results["rows"]}
-    window = results["configuration"]["window"]
-    lines = [
-        f"| operations a pixel and channel, windows of {window} | "
-        + " | ".join(f"{side} x {side}" for side in SQUARE_MAPS)
-        + " |",
-        "|---|" + "---|" * len(SQUARE_MAPS),
-    ]
-    for form in FORMS:
-        cells = (f"{counted[form, side, side]['flops_per_token_and_channel']:,.0f}" for side in SQUARE_MAPS)
-        lines.append(f"| {form} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def digits_table(results: dict[str, Any]) -> str:
-    """Test accuracies on the digits."""
-    train, data = results["train"], results["data"]
-    lines = [
-        f"| model | parameters | test accuracy, mean of {len(results['seeds'])} seeds | smallest |",
-        "|---|---|---|---|",
-    ]
-    for name, row in results["models"].items():
-        mean, least = (f"{100 * row[key]:.1f} %" for key in ("mean_test_accuracy", "smallest_test_accuracy"))
-        lines.append(f"| `{name}` | {row['parameters']:,} | {mean} | {least} |")
-    device = ", ".join(results["device"])
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{train['steps']} updates of {train['batch']} images; accuracy on all {data['test']} test images after "
-            f"the last update, never the best ({device}).",
-        ]
-    )
-
-
-def alarms_table(peers: dict[str, Any], zoo: dict[str, Any]) -> str:
-    """What many examples and seeds of sound subjects gave."""
-    packages = ("torch", "transformers", "timm", "x-transformers")
-    used = ", ".join(f"{name} {peers['versions'][name]}" for name in packages)
-    lines = ["| subject | properties that passed | examples |", "|---|---|---|"]
-    for name, row in peers["subjects"].items():
-        lines.append(f"| `{name}` | {len(row['passed'])} | {row['examples']:,} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"With {used}. {_counted(peers)}",
-            "",
-            f"The {len(zoo['subjects'])} layers of the zoo, with random seeds. {_counted(zoo)}",
-        ]
-    )
-
-
-def _counted(results: dict[str, Any]) -> str:
-    asked, seeds = results["asked"], len(results["asked"]["seeds"])
-    return (
-        f"{asked['examples']} examples a property, {seeds} seeds, {results['examples']:,} examples in all: "
-        f"{len(results['alarms'])} alarms, {len(results['changed_verdicts'])} verdicts that differ between seeds."
-    )
 
 
 def ratios_table(results: dict[str, Any] | None, gpu: dict[str, Any] | None) -> str:
@@ -254,8 +198,11 @@ def _gpu_line(gpu: dict[str, Any] | None) -> str:
 
 
 def readme(text: str) -> str:
-    """README.md with its table of prices made anew."""
-    return replace(text, "prices", prices_table(read_evidence("ratios_cpu")))
+    """README.md with its prices, ablations and claims made anew."""
+    text = replace(text, "prices", prices_table(read_evidence("ratios_cpu")))
+    text = replace(text, "ablations", study_tables.readme_block(kept.studies(), kept.kept_analyses()))
+    rows = kept.kept_ledger()["claims"]
+    return replace(text, "claims", f"{claim_tables.telling(rows)}\n\n{claim_tables.counts(rows)}")
 
 
 def images_page(text: str) -> str:
@@ -269,17 +216,50 @@ def checking_page(text: str) -> str:
     return replace(text, "alarms", alarms_table(read("false_alarms"), read("false_alarms_zoo")))
 
 
+def ablations_page(text: str) -> str:
+    """docs/ablations.md with its generated parts made anew."""
+    text = replace(text, "studies", study_tables.page_block(kept.studies(), kept.kept_analyses()))
+    return replace(text, "together", study_tables.together_table(read("together")))
+
+
+def claims_page(text: str) -> str:
+    """docs/claims.md with its generated part made anew."""
+    return replace(text, "ledger", claim_tables.ledger(kept.kept_ledger()["claims"]))
+
+
 PAGES: dict[Path, Callable[[str], str]] = {
     ROOT / "README.md": readme,
     ROOT / "docs" / "performance.md": performance_page,
     ROOT / "docs" / "images.md": images_page,
     ROOT / "docs" / "checking.md": checking_page,
+    ROOT / "docs" / "ablations.md": ablations_page,
+    ROOT / "docs" / "claims.md": claims_page,
 }
 
 
+def pictures() -> dict[Path, str]:
+    """The picture of each study that has results."""
+    return {ROOT / "docs" / "images" / f"{name}.svg": forest(of) for name, of in kept.kept_analyses().items()}
+
+
+def write_pages() -> list[Path]:
+    """Bring pages and pictures up to date; those that were written."""
+    made = {page: generate(page.read_text()) for page, generate in PAGES.items()} | pictures()
+    changed = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    for path in changed:
+        write_atomically(path, made[path].encode())
+    return changed
+
+
 def main() -> int:
-    for page, generate in PAGES.items():
-        page.write_text(generate(page.read_text()))
+    changed = [*kept.refresh_analyses(), *kept.refresh_cost()]
+    try:
+        changed += kept.refresh_ledger()
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in [*changed, *write_pages()]:
+        print(path.relative_to(ROOT))
     return 0
 
 

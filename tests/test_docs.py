@@ -43,17 +43,6 @@ def test_every_trait_is_told() -> None:
     assert not [each.name for each in fields(Traits) if f"`{each.name}`" not in text]
 
 
-def test_the_pages_show_the_committed_results() -> None:
-    spec = importlib.util.spec_from_file_location("pages", DOCS.parent / "benchmarks" / "pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pages = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pages)
-    for page, generate in pages.PAGES.items():
-        text = page.read_text()
-        assert generate(text) == text, f"{page.name}: run `python benchmarks/pages.py`"
-
-
 def test_missing_marks_are_an_error() -> None:
     with pytest.raises(ValueError, match="expected the marks"):
         table.generate("no marks here")

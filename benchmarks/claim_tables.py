@@ -1,0 +1,90 @@
+"""The ledger of claims as Markdown, from its committed verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown_tables import escaped, table
+from biases.claims import VERDICTS
+from biases.claims.ledger import CONDITIONAL, NOT_REPRODUCIBLE, PAPERS
+
+TELLING = (
+    "ega-causal",
+    "ega-gain-without-the-future",
+    "ega-gate-after-softmax",
+    "superadditivity",
+    "mope-encodes-position",
+    "mope-boundary-without-data",
+    "rmt-linear-complexity",
+    "swat-released-code",
+)
+"""Entries that the README shows."""
+
+SHORT = {CONDITIONAL: "holds on condition", NOT_REPRODUCIBLE: "not reproducible"}
+README, PAGE = 240, 360
+"""Characters up to which further sentences of an evidence are shown."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def counts(rows: Rows) -> str:
+    """How many entries have which verdict, by paper."""
+    head = ["paper", "entries", *(SHORT.get(verdict, verdict) for verdict in VERDICTS)]
+    lines = []
+    for paper in PAPERS:
+        found = Counter(row["status"] for row in rows if row["paper"] == paper)
+        if found:
+            name = f"[{PAPERS[paper]}](https://arxiv.org/abs/{paper})"
+            lines.append([name, str(found.total()), *(str(found[verdict] or "") for verdict in VERDICTS)])
+    found = Counter(row["status"] for row in rows)
+    lines.append(["all", str(found.total()), *(str(found[verdict]) for verdict in VERDICTS)])
+    return "\n".join(table(head, lines))
+
+
+def telling(rows: Rows) -> str:
+    """The entries of :data:`TELLING` with verdict and evidence."""
+    by_id = {row["id"]: row for row in rows}
+    lines = [
+        [f"{escaped(row['statement'])} (`{row['id']}`)", _verdict(row), brief(row, README)]
+        for row in (by_id[id] for id in TELLING)
+    ]
+    return "\n".join(table(["the paper states", "verdict", "evidence"], lines))
+
+
+def ledger(rows: Rows) -> str:
+    """Every entry, by paper."""
+    lines: list[str] = []
+    for paper, title in PAPERS.items():
+        own = [row for row in rows if row["paper"] == paper]
+        if own:
+            lines += ["", f"### {title}, [arXiv {paper}](https://arxiv.org/abs/{paper})", ""]
+            lines += table(["id", "where", "statement", "verdict", "evidence"], map(_entry, own))
+    return "\n".join(lines[1:])
+
+
+def brief(row: Mapping[str, Any], length: int) -> str:
+    """The conditions, if any, and the first sentences of the evidence, through that with the interval where it has one.
+
+    Args:
+        length: in characters, beyond which no further sentence is begun.
+    """
+    evidence = row["evidence"]
+    first, *rest = re.split(r"(?<=[.?]) (?=[A-Z`])", " ".join(evidence["text"].split()))
+    for sentence in rest:
+        untold = evidence["interval"] is not None and "[" not in first
+        if not untold and len(first) + len(sentence) > length:
+            break
+        first += f" {sentence}"
+    conditions = f"*Condition: {escaped(evidence['conditions'])}.* " if evidence["conditions"] else ""
+    return conditions + escaped(first)
+
+
+def _entry(row: Mapping[str, Any]) -> list[str]:
+    return [f"`{row['id']}`", escaped(row["location"]), escaped(row["statement"]), _verdict(row), brief(row, PAGE)]
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    return SHORT.get(row["status"], row["status"])
