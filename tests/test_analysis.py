@@ -228,12 +228,15 @@ def test_contrasts_use_the_seeds_that_all_arms_finished(study, results):
     ega, both = row(analysis, "ega"), row(analysis, "both")
     assert (ega["n"], ega["seeds"]) == (6, [0, 1, 3, 4, 5, 6])
     assert ega["dropped"] == [
-        {"seed": 2, "why": "ega+learned diverged"},
-        {"seed": 7, "why": "standard+learned missing"},
+        {"seed": 2, "why": "ega+learned diverged", "lost": True},
+        {"seed": 7, "why": "standard+learned missing", "lost": False},
     ]
+    assert ega["reason"].endswith("; of the survivors only: an arm failed or diverged under seeds 2")
+    assert "survivors" not in row(analysis, "mope")["reason"]
     assert [each["seed"] for each in both["dropped"]] == [2, 5, 7]
     assert (both["n"], both["verdict"]) == (5, "refused")
-    assert both["reason"] == "expected at least 6 seeds, got 5"
+    survivors = "of the survivors only: an arm failed or diverged under seeds 2 5"
+    assert both["reason"] == f"expected at least 6 seeds, got 5; {survivors}"
     assert [(each["arm"], each["seed"], each["status"], each["error"]) for each in analysis["failed"]] == [
         ("ega+learned", 2, "diverged", "loss is not finite at step 3"),
         ("ega+mope", 5, "failed", "RuntimeError: no memory"),
@@ -268,7 +271,7 @@ def test_a_family_out_of_reach_of_its_seeds_is_refused(study, results):
 def test_pairs_of_different_data_are_no_pairs(study, results):
     change(results, "ega+learned", 0, data={"name": "pydoc", "sha256": "d2"})
     analysis = analyse(study, results)
-    assert row(analysis, "ega")["dropped"] == [{"seed": 0, "why": "different data"}]
+    assert row(analysis, "ega")["dropped"] == [{"seed": 0, "why": "different data", "lost": False}]
     assert row(analysis, "mope")["n"] == 8
     assert analysis["provenance"]["data"] == {"pydoc d1": 31, "pydoc d2": 1}
 
@@ -354,8 +357,10 @@ def test_contrasts_of_what_was_learned(tmp_path, results):
         path.write_text(path.read_text().replace(f"learned.gate.tau.{metric}", "TAU"))
     change(results, "ega+mope", 4, learned={})
     found = row(analyse(study, results), "tau")
-    assert found["dropped"] == [{"seed": 4, "why": "ega+mope without learned.gate.tau.minimum"}]
-    explored = row(analyse(study, results, metric="learned.gate.tau.mean"), "ega")
+    assert found["dropped"] == [
+        {"seed": 4, "why": "ega+mope without learned.gate.tau.minimum", "lost": False},
+    ]
+    explored = row(analyse(study, results, metric="learned.gate.tau.mean"), "ega+learned - standard+learned")
     assert (explored["n"], explored["dropped"][0]["why"]) == (0, "standard+learned without learned.gate.tau.mean")
     with pytest.raises(ValueError, match=r"expected learned.NAME.mean, .minimum or .maximum, got 'learned.gate.tau'"):
         analyse(study, results, metric="learned.gate.tau")
@@ -387,14 +392,27 @@ def test_results_of_other_cells_do_not_count(study, results):
 
 
 def test_another_metric_is_exploratory_where_it_was_not_declared(study, results):
+    """One contrast for each set of arms: declared, if it is of that metric, or else named after its arms."""
     declared, explored = analyse(study, results), analyse(study, results, metric="truncated")
     assert row(explored, "ega on prefixes") == row(declared, "ega on prefixes")
-    ega = row(explored, "ega")
-    assert (ega["verdict"], ega["metric"], ega["family"], ega["margin"]) == ("exploratory", "truncated", False, None)
-    assert ega["required_seeds"] is ega["power"] is None
-    assert ega["mean"] == row(declared, "ega on prefixes")["mean"]
+    arms = [each["arms"] for each in explored["contrasts"]]
+    assert all(arms.count(each) == 1 for each in arms)
+    assert {json.dumps(each) for each in arms} == {json.dumps(each["arms"]) for each in declared["contrasts"]}
+    mope = row(explored, "standard+mope - standard+learned")
+    assert (mope["verdict"], mope["metric"]) == ("exploratory", "truncated")
+    assert (mope["family"], mope["margin"]) == (False, None)
+    assert mope["required_seeds"] is mope["power"] is None
+    both = row(explored, "(ega+mope - ega+learned) - (standard+mope - standard+learned)")
+    assert both["verdict"] == "exploratory"
     with pytest.raises(ValueError, match=r"metric: expected one of 'full'.*got 'ful' .*did you mean 'full'"):
         analyse(study, results, metric="ful")
+
+
+def test_nothing_is_planned_from_four_seeds(study, results):
+    for seeds in (4, 5):
+        found = row(analyse(study, [result for result in results if result["seed"] < seeds]), "ega")
+        assert found["n"] == seeds
+        assert (found["required_seeds"] is None) == (found["power"] is None) == (seeds < 5)
 
 
 def test_a_study_without_results(study):

@@ -27,7 +27,8 @@ def analyse(study: Study, results: Sequence[Result], *, metric: str | None = Non
     Args:
         study: as declared.
         results: of its folder; those of other cells are counted and not used.
-        metric: of all contrasts, instead of theirs; those of which it is not the declared one are exploratory.
+        metric: of all contrasts, instead of theirs. Those that declare it stay; of the other sets of arms there is one
+            exploratory contrast each.
 
     Returns:
         Plain JSON values, the same for the same results: ``schema``, ``study``, ``size``, ``question``, ``notes``,
@@ -48,10 +49,16 @@ def analyse(study: Study, results: Sequence[Result], *, metric: str | None = Non
     contrasts = [each.resolved(study.statistics) for each in (*study.family, *study.exploratory)]
     runs, statistics = _runs(own), study.statistics
     rows = contrast_rows(contrasts, runs, study.grid.seeds, statistics, family_size=len(study.family))
-    for index, contrast in enumerate(contrasts):
-        if metric not in (None, contrast.metric):
-            other = replace(contrast, metric=metric, margin=None, unit=None, larger_is_better=None)
-            rows[index] = exploratory_row(other, runs, study.grid.seeds, confidence=statistics.confidence)
+    if metric is not None:
+        rows = [row for row in rows if row["metric"] == metric]
+        told = [row["arms"] for row in rows]
+        for contrast in contrasts:
+            if contrast.arms not in told:
+                told.append(contrast.arms)
+                other = replace(
+                    contrast, name=_arms_alone(contrast), metric=metric, margin=None, unit=None, larger_is_better=None
+                )
+                rows.append(exploratory_row(other, runs, study.grid.seeds, confidence=statistics.confidence))
     return {
         "schema": SCHEMA,
         "study": study.name,
@@ -77,6 +84,12 @@ def analyse(study: Study, results: Sequence[Result], *, metric: str | None = Non
         "left_out": [asdict(each) for each in study.left_out],
         "other_results": len(results) - len(own),
     }
+
+
+def _arms_alone(contrast: Contrast) -> str:
+    if contrast.is_interaction:
+        return "({y11} - {y10}) - ({y01} - {y00})".format(**contrast.arms)
+    return "{a} - {b}".format(**contrast.arms)
 
 
 def compare_arms(results: Sequence[Result], a: str, b: str, metric: str, *, confidence: float = 0.95) -> dict[str, Any]:

@@ -16,6 +16,8 @@ UNTESTED = ("p_sign_flip", "p_t", "p_equivalence", "p_smallest", "p_holm", "p_ho
 UNPLANNED: dict[str, Any] = {"required_seeds": None, "power": None}
 PLANNABLE = 1e-6
 """Margin in standard deviations below which the seeds needed are beyond counting."""
+PLANNED_FROM = 5
+"""Seeds below which the observed standard deviation says too little to plan with."""
 
 Runs = Mapping[tuple[str, int], Result]
 
@@ -39,10 +41,11 @@ def contrast_rows(
 
     Returns:
         Plain JSON values: ``name``, ``metric``, ``arms`` (``a`` and ``b`` or the four corners, -> arm), ``family``
-        (whether it belongs to it), ``seeds`` (those that all its arms finished), ``dropped`` (``seed`` and ``why`` of
-        the others), ``mixed`` (seeds whose arms were run by different code, versions or devices), the values of
-        :meth:`biases.stats.Judged.as_dict`, ``required_seeds`` (``None`` without a margin or a spread) and
-        ``power``. A contrast outside the family has the verdict ``"exploratory"`` and no p-value.
+        (whether it belongs to it), ``seeds`` (those that all its arms finished), ``dropped`` (of the others, ``seed``,
+        ``why``, and whether it was ``lost`` to a cell that failed or diverged), ``mixed`` (seeds whose arms were run by
+        different code, versions or devices), the values of :meth:`biases.stats.Judged.as_dict`, ``required_seeds``
+        (``None`` without a margin or a spread, or below five seeds) and ``power``. A contrast outside the family has
+        the verdict ``"exploratory"`` and no p-value. Where seeds were lost, the ``reason`` of a verdict says so.
 
         ``power`` is the chance that the t test finds a difference of the margin with the seeds there are, and
         ``required_seeds`` the fewest with which it is the study's, and a verdict is not refused; both take the
@@ -59,6 +62,9 @@ def contrast_rows(
         inference, used = measured[contrast.name]
         m = family_size if contrast.name in declared else None
         values = judged[contrast.name].as_dict() if contrast.name in judged else _unjudged(contrast, inference, m)
+        if m is not None and any(each["lost"] for each in used["dropped"]):
+            lost = [str(each["seed"]) for each in used["dropped"] if each["lost"]]
+            values["reason"] += f"; of the survivors only: an arm failed or diverged under seeds {' '.join(lost)}"
         rows.append(_head(contrast, m) | used | values | _plan(inference, contrast.margin, statistics, m))
     return rows
 
@@ -85,7 +91,8 @@ def _measure(
     for seed in seeds:
         why = _unusable(contrast.arms.values(), metric, seed, runs)
         if why:
-            dropped.append({"seed": seed, "why": why})
+            statuses = {runs[arm, seed]["status"] for arm in contrast.arms.values() if (arm, seed) in runs}
+            dropped.append({"seed": seed, "why": why, "lost": bool(statuses - {"ok"})})
         else:
             complete.append(seed)
     groups = [[runs[arm, seed] for arm in contrast.arms.values()] for seed in complete]
@@ -145,6 +152,8 @@ def _plan(
     inference: Inference | None, margin: float | None, statistics: Statistics, family_size: int | None
 ) -> dict[str, Any]:
     if inference is None or not inference.sd or margin is None or margin / inference.sd < PLANNABLE:
+        return UNPLANNED
+    if inference.n < PLANNED_FROM:
         return UNPLANNED
     confidence = 1 - (1 - statistics.confidence) / (family_size or 1)
     required = required_seeds(margin, inference.sd, statistics.power, confidence)

@@ -146,13 +146,14 @@ def _family(console: Console, analysis: Mapping[str, Any], rows: Sequence[Mappin
         )
     console.print(table)
     console.print()
-    columns = ("d_z", "p", "least p", "margin", "TOST", "power", "seeds")
+    columns = ("n", "d_z", "p", "least p", "margin", "TOST", "power", "seeds")
     table = _table("#", *(["all together"] if size > 1 else []), *columns, right=columns)
     for index, row in enumerate(rows, 1):
         _row(
             table,
             str(index),
             *([interval(row["interval_simultaneous"])] if size > 1 else []),
+            str(row["n"]),
             *(probability(row[key]) for key in ("effect_size", "p_sign_flip", "p_holm_smallest", "margin")),
             probability(row["p_equivalence_holm"]),
             DASH if row["power"] is None else f"{row['power']:.2f}",
@@ -175,7 +176,10 @@ def _legend(statistics: Mapping[str, Any], size: int) -> str:
         f"{100 * statistics['power']:g} % of it would take. Both take the observed spread for the true one.",
     ]
     if size > 1:
-        told.append(f"all together: intervals that cover all {size} means with {percent} (Bonferroni).")
+        told.append(
+            f"all together: intervals that cover all {size} means with {percent} (Bonferroni). A verdict rests on p "
+            "(Holm) and the interval by itself; Holm can claim a difference whose interval all together includes 0."
+        )
     return "\n".join(told)
 
 
