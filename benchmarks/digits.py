@@ -86,7 +86,7 @@ def main() -> int:
         print(f"interrupted: what was finished is in {options.out}, and the next run goes on from it", file=sys.stderr)
         return 130
     wall = time.monotonic() - started
-    results = [read_result(result_path(options.out, cell.id)) for cell in cells]
+    results = [read_result(result_path(options.out, cell.id), of_grid=False) for cell in cells]
     summary = summarise(results, images, train, options)
     summary["wall_seconds"] = round(wall, 1) if fresh == len(cells) else None
     if options.summary:
@@ -147,7 +147,7 @@ def run_all(cells: list[Cell], images: Images, options: argparse.Namespace) -> i
 def is_done(cell: Cell, images: Images, out: Path) -> bool:
     """Whether there is a result of this code on this data."""
     try:
-        result = read_result(result_path(out, cell.id))
+        result = read_result(result_path(out, cell.id), of_grid=False)
     except (OSError, ValueError):
         return False
     same = result["data"].get("sha256") == images.sha256 and result.get("versions") == all_versions()

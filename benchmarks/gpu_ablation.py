@@ -171,7 +171,7 @@ def _prepare(name: str, clock: Clock, prepared: list[StudyRun]) -> Outcome:
     run = StudyRun(study, clock, data, why)
     if data is not None or run.committed.exists():
         check_models(study)
-        note = begin(study, run.folder)
+        note = begin(study, run.folder, data)
         if note:
             print(f"gpu: {note}", file=sys.stderr)
     prepared.append(run)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from biases._files import write_atomically
-from biases.ablation.stats_command import STUDY, analyse_folder
+from biases.ablation.stats_command import analyse_folder
 from biases.ablation.study import Study, load_study
+from biases.ablation.study_folder import STUDY_FILE
 from biases.claims import cost, run_claims
 from biases.claims.analyses import KEPT, SMALL
 
@@ -45,7 +46,7 @@ def made_analyses(runs: Path = RUNS) -> dict[str, Analysis]:
         ValueError: a run whose folder is not called after its study and size, or that cannot be read.
     """
     found = {}
-    for folder in sorted(path.parent for path in runs.glob(f"*/{STUDY}")):
+    for folder in sorted(path.parent for path in runs.glob(f"*/{STUDY_FILE}")):
         analysis = analyse_folder(folder)
         name = f"{analysis['study']}-{analysis['size']}"
         if folder.name != name:

@@ -1,6 +1,6 @@
 """The console script ``biases``: a thin face over the package.
 
-Exit codes: 0 all is well, 1 something failed, 2 bad usage or bad input, 3 nothing was checked or measured,
+Exit codes: 0 all is well, 1 something failed, 2 bad usage or bad input, 3 nothing was checked, measured or done,
 130 interrupted.
 """
 
@@ -8,46 +8,48 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import biases
+from biases._exit_codes import FAILED, INTERRUPTED, NOTHING, OK, USAGE
 from biases.ablation.command import add_arguments as add_ablate_arguments
+from biases.ablation.progress import say, unread
 from biases.ablation.stats_command import add_arguments as add_stats_arguments
 from biases.bench.command import add_arguments as add_bench_arguments
 from biases.claims.command import add_arguments as add_claims_arguments
 
-OK, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    try:
+        return _run(_parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        say("biases: interrupted")
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         code = int(options.run(options))
         sys.stdout.flush()
         return code
     except ValueError as error:
-        print(f"biases: {error}", file=sys.stderr)
+        say(f"biases: {error}")
         return USAGE
     except BrokenPipeError:
-        # The reader of a pipe has enough, as `head` has; what is left unwritten must not raise at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe has enough, as `head` has.
+        unread(sys.stdout)
         return OK
     except OSError as error:
-        print(f"biases: {error}", file=sys.stderr)
+        say(f"biases: {error}")
         return FAILED
     except ModuleNotFoundError as error:
         extra = f"pip install 'attention-biases[{options.extra}]'"
-        print(f"biases: {error}; `biases {options.command}` needs more packages: {extra}", file=sys.stderr)
+        say(f"biases: {error}; `biases {options.command}` needs more packages: {extra}")
         return USAGE
-    except KeyboardInterrupt:
-        print("biases: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

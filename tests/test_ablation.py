@@ -1,9 +1,9 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +36,7 @@ from biases.ablation import (
     table,
     train_cell,
 )
+from biases.ablation._loop import learning_rate
 from biases.ablation.data import Text, load_text
 from biases.ablation.evaluation import (
     evaluation_windows,
@@ -44,7 +45,7 @@ from biases.ablation.evaluation import (
     sample_positions,
     truncated_losses,
 )
-from biases.ablation.training import build_model, generator, initialise, learning_rate, training_batch
+from biases.ablation.training import build_model, generator, initialise, training_batch
 
 SMALL = ModelConfig(attention="prefix-mean", layers=1, heads=1, dim=8, context=12, dropout=0.0)
 LEAKY = replace(SMALL, attention="window-mean")
@@ -187,6 +188,20 @@ class TestSpec:
             (lambda: replace(FAST, evaluation_windows=0), "TrainConfig evaluation_windows"),
             (lambda: replace(FAST, truncated_positions=-1), "TrainConfig truncated_positions"),
             (lambda: cell(seed=-1), "Cell seed: expected an integer of at least 0, got -1"),
+            (lambda: cell(seed=2**63), r"Cell seed: expected at most 2\^63 - 1, got 9223372036854775808"),
+            (
+                lambda: replace(FAST, learning_rate=10**400),
+                r"TrainConfig learning_rate: expected a number in \(0, inf\)",
+            ),
+            (
+                lambda: Grid({"a": SMALL}, range(10_001), FAST),
+                "Grid seeds: expected at most 10000 seeds, got 10001 seeds",
+            ),
+            (lambda: ModelConfig(options={"attention": {"dropout": 0}}), "options.attention: expected no 'dropout'"),
+            (
+                lambda: ModelConfig(attention="ega[low=1]", options={"attention": {"low": 1}}),
+                r"options.attention: expected no 'low', which 'ega\[low=1\]' has already",
+            ),
             (lambda: cell(model="standard"), "Cell model: expected a ModelConfig, got str"),
             (lambda: Cell.from_config({"arm": "a"}), "expected the fields of a Cell"),
             (lambda: Grid({}, (0,), FAST), "at least one arm"),
@@ -369,11 +384,13 @@ class TestTraining:
         model = ModelConfig(attention="ega", position="mope", layers=2, heads=2, dim=8, context=12, dropout=0.0)
         learned = train_cell(cell(model=model), text)["learned"]
         gates = {f"blocks.{i}.attention.key_gate.{name}" for i in range(2) for name in ("tau", "alpha")}
-        assert learned.keys() == gates | {f"position.{name}" for name in ("omega", "sigma", "unclamped_product")}
+        pairs = {f"position.{name}" for name in ("omega", "sigma", "product", "unclamped_product")}
+        assert learned.keys() == gates | pairs
         assert all(len(learned[name]) == 2 for name in gates)
-        assert all(len(learned[f"position.{name}"]) == 4 for name in ("omega", "sigma", "unclamped_product"))
+        assert all(len(learned[name]) == 4 for name in pairs)
         assert learned["blocks.0.attention.key_gate.alpha"] != [2.0, 2.0]
         products = [a * b for a, b in zip(learned["position.omega"], learned["position.sigma"], strict=True)]
+        assert learned["position.product"] == pytest.approx(products)
         assert min(products) >= 5 - 1e-5
         # Updates are small here: weight decay has pulled some raw product below the bound that the clamp restores.
         assert min(learned["position.unclamped_product"]) < 5
@@ -524,18 +541,10 @@ class TestGrid:
             run_grid(long, tmp_path, build=build, workers=2, progress=interrupt)
         assert files(tmp_path) == []
 
-    def test_dead_worker_is_reported_and_loses_only_what_was_in_flight(self, grid, tmp_path):
-        arms = {"causal": SMALL, "killer": SMALL}
-        deadly = replace(grid, arms=arms, seeds=(0,))
-        run_grid(replace(deadly, arms={"causal": SMALL}), tmp_path, build=build)
-        with pytest.raises(RuntimeError, match=deadly.cells()[1].id):
-            run_grid(deadly, tmp_path, build=KillWorker(os.getpid()), workers=2)
-        assert files(tmp_path) == [f"{deadly.cells()[0].id}.json"]
-
     def test_a_shard_is_run_alone(self, grid, tmp_path):
-        results = run_grid(grid, tmp_path, build=build, shard=(2, 2))
+        results = run_grid(grid.shard(2, 2), tmp_path, build=build)
         assert [(r["arm"], r["seed"]) for r in results] == [("causal", 1), ("leaky", 1)]
-        assert len(run_grid(grid, tmp_path, build=build, shard=(1, 2))) == 2
+        assert len(run_grid(grid.shard(1, 2), tmp_path, build=build)) == 2
         assert files(tmp_path) == sorted(f"{c.id}.json" for c in grid.cells())
 
     def test_results_say_how_and_for_what_they_were_run(self, grid, tmp_path):
@@ -765,18 +774,6 @@ class TestImages:
             make()
 
 
-class KillWorker:
-    """Builds as usual in the process ``parent``; in any other, dies at once."""
-
-    def __init__(self, parent):
-        self.parent = parent
-
-    def __call__(self, cell, vocab):
-        if os.getpid() != self.parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return build(cell, vocab)
-
-
 OTHER_PROCESS = """
 import sys, time
 sys.path[:0] = {paths!r}
@@ -986,9 +983,42 @@ class TestResults:
             paired_values(changed, "causal", "leaky", "full")
 
     @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"seed": 7}, "'seed': expected that of its configuration, [01], got 7"),
+            ({"arm": "leaky "}, "'arm': expected that of its configuration, '.*', got 'leaky '"),
+            ({"config": {"arm": "causal"}}, "'config': configuration: expected the fields of a Cell, got KeyError"),
+            ({"config": {"model": {}, "train": {}, "arm": "x", "seed": -1}}, "'config': Cell seed: expected"),
+            ({"metrics": {"full": "1.5"}}, "metric 'full': expected a finite number, got '1.5'"),
+            ({"metrics": {"full": True}}, "metric 'full': expected a finite number, got True"),
+            ({"metrics": {"full": None}}, "metric 'full': expected a finite number, got None"),
+            ({"metrics": {"full": math.nan}}, "expected finite numbers, got NaN"),
+            ({"curve": [{"step": 1, "validation": -math.inf}]}, "expected finite numbers, got -Infinity"),
+        ],
+    )
+    def test_results_that_contradict_themselves_are_refused(self, run, changes, message):
+        path = sorted((run / "cells").glob("*.json"))[2]
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        with pytest.raises(ValueError, match=message) as caught:
+            load_results(run)
+        assert str(caught.value).startswith(f"result {path}")
+
+    def test_numbers_beyond_floats_and_configurations_of_other_cells_are_refused(self, run):
+        path, other = sorted((run / "cells").glob("*.json"))[:2]
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | {"metrics": {"full": 0}}).replace('"full": 0', '"full": 1e999'))
+        with pytest.raises(ValueError, match="metric 'full': expected a finite number, got inf"):
+            load_results(run)
+        moved = json.loads(other.read_text()) | {"id": path.stem}
+        path.write_text(json.dumps(moved))
+        with pytest.raises(ValueError, match=f"'id': expected that of its configuration, '{other.stem}', got"):
+            load_results(run)
+
+    @pytest.mark.parametrize(
         ("content", "message"),
         [
             ("{", "expected JSON"),
+            ("[" * 100_000, "expected JSON, got values nested too deeply to be read"),
             ("[]", "an object with schema 1, got a list"),
             ('{"schema": 2}', "an object with schema 1, got 2"),
             ('{"schema": 1, "id": "damaged"}', "'arm': expected a str, got None"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from biases import cli
-from biases.ablation import load_results
+from biases.ablation import Cell, load_results
 from biases.ablation.analysis import analyse, compare_arms
 from biases.ablation.contrasts import METRICS, Contrast, Statistics, check_contrasts, seeds_for_verdicts
 from biases.ablation.results import write_result
@@ -205,7 +206,7 @@ def test_contrasts_are_those_of_the_statistics(study, results):
     assert row(analysis, "both")["cell_means"] == expected["both"].cell_means
     assert row(analysis, "both")["arms"]["y11"] == "ega+mope"
     assert row(analysis, "ega on prefixes")["metric"] == "truncated"
-    assert analysis["family"] == {"size": 4, "seeds_needed": 8}
+    assert analysis["family"] == {"size": 4, "seeds_needed": 8, "redeclared": []}
 
 
 def test_exploratory_contrasts_have_an_interval_and_no_test(study, results):
@@ -268,12 +269,21 @@ def test_a_family_out_of_reach_of_its_seeds_is_refused(study, results):
         assert found["interval"] is not None
 
 
-def test_pairs_of_different_data_are_no_pairs(study, results):
-    change(results, "ega+learned", 0, data={"name": "pydoc", "sha256": "d2"})
-    analysis = analyse(study, results)
-    assert row(analysis, "ega")["dropped"] == [{"seed": 0, "why": "different data", "lost": False}]
-    assert row(analysis, "mope")["n"] == 8
-    assert analysis["provenance"]["data"] == {"pydoc d1": 31, "pydoc d2": 1}
+def test_cells_of_different_data_are_not_pooled(study, results):
+    """Whole seeds of another text make valid pairs, and still no study."""
+    for result in results:
+        if result["seed"] == 3:
+            result["data"] = {"name": "pydoc", "sha256": "d2"}
+    both = r"pydoc of SHA-256 d1 \(28 cells\); pydoc of SHA-256 d2 \(4 cells\)"
+    with pytest.raises(ValueError, match=f"results of sight-tiny: expected cells of one data, got {both}"):
+        analyse(study, results)
+    with pytest.raises(ValueError, match=r"expected cells of one data, got .*d1 \(14 cells\).*d2 \(2 cells\)"):
+        compare_arms(results, "ega+learned", "standard+learned", "full")
+    other_study = [{**result, "id": f"{index:012d}"} for index, result in enumerate(results) if result["seed"] == 3]
+    assert analyse(study, [each for each in results if each["seed"] != 3] + other_study)["other_results"] == 4
+    for result in results:
+        result["data"] = {"name": f"copy {result['seed']}", "sha256": "d1"}
+    assert row(analyse(study, results), "ega")["n"] == 8
 
 
 def test_arms_of_a_seed_that_others_made_are_counted(study, results):
@@ -342,6 +352,7 @@ def test_learned_values_over_seeds(study, results):
 def test_contrasts_of_what_was_learned(tmp_path, results):
     path = tmp_path / "learned.toml"
     declared = '[[contrasts]]\nname = "tau"\na = "ega+mope"\nb = "ega+learned"\nunit = "1"\nmargin = 0.1\n'
+    declared += "larger_is_better = true\n"
     path.write_text(
         SPEC.replace('[[contrasts]]\nname = "mope"', declared + 'metric = "TAU"\n[[contrasts]]\nname = "mope"')
     )
@@ -498,7 +509,8 @@ def test_two_arms_without_a_study(folder, capsys, results):
     (folder / "study.toml").unlink()
     for result in results:
         if result["arm"] == "ega+learned":
-            write_result(folder, {**result, "id": f"{result['seed']:012d}", "arm": "ega[statistics=prefix]"})
+            cell = replace(Cell.from_config(result["config"]), arm="ega[statistics=prefix]")
+            write_result(folder, {**result, "id": cell.id, "arm": cell.arm, "config": cell.config})
     code, out, err = stats(capsys, folder)
     assert (code, out) == (2, "")
     assert (
@@ -571,6 +583,19 @@ STATISTICS = {"metric": "full", "unit": "nats", "smallest_effect": 0.01}
         ({"larger_is_better": 1}, "statistics larger_is_better: expected true or false, got 1"),
         ({"metric": " "}, "statistics metric: expected a name"),
         ({"unit": None}, "statistics unit: expected a name, got None"),
+        ({"smallest_effect": 10**400}, r"statistics smallest_effect: expected a number in \(0, inf\)"),
+        (
+            {"larger_is_better": True},
+            "statistics larger_is_better: expected false, the direction of full, got true",
+        ),
+        (
+            {"metric": "test_accuracy", "larger_is_better": False},
+            "statistics larger_is_better: expected true, the direction of test_accuracy, got false",
+        ),
+        (
+            {"metric": "learned.tau.mean"},
+            "statistics larger_is_better: expected true or false, which learned.tau.mean does not tell, got nothing",
+        ),
     ],
 )
 def test_bad_statistics(values, words):
@@ -617,12 +642,78 @@ def test_contrasts_must_fit_their_study():
         check_contrasts(statistics, [], [], arms=[], metrics=METRICS["images"])
 
 
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        *dict.fromkeys(METRICS["text"], False).items(),
+        *(("test_accuracy", True), ("train_accuracy", True), ("test_loss", False), ("train_loss", False)),
+    ],
+)
+def test_a_metric_knows_its_direction(metric, direction):
+    assert Statistics(metric=metric, unit="u", smallest_effect=1).larger_is_better is direction
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"larger_is_better": True}, "contrast 'c' larger_is_better: expected false, the direction of full, got true"),
+        (
+            {"metric": "test_accuracy", "unit": "share", "margin": 1, "larger_is_better": False},
+            "contrast 'c' larger_is_better: expected true, the direction of test_accuracy, got false",
+        ),
+        (
+            {"metric": "test_accuracy", "margin": 1},
+            "contrast 'c' unit: expected the unit of test_accuracy, as the study's is that of full, got none",
+        ),
+        (
+            {"metric": "test_accuracy", "unit": "nats"},
+            "contrast 'c' margin: expected a margin in its unit, nats, got none",
+        ),
+        (
+            {"metric": "learned.tau.mean", "unit": "1", "margin": 1},
+            "contrast 'c' larger_is_better: expected true or false, which learned.tau.mean does not tell",
+        ),
+    ],
+)
+def test_a_contrast_of_another_quantity_brings_its_own_scale(values, words):
+    with pytest.raises(ValueError, match=words):
+        Contrast(name="c", a="x", b="y", **values).resolved(Statistics(**STATISTICS))
+
+
+@pytest.mark.parametrize("declared", ["", "larger_is_better = true\n"])
+def test_an_accuracy_that_rises_is_better_whether_or_not_its_direction_is_declared(tmp_path, declared):
+    (tmp_path / "study.toml").write_text(IMAGES.replace("larger_is_better = true\n", declared))
+    study = load_study(tmp_path / "study.toml")
+    gain = {"swin": 0.0, "rmt": 0.05}
+    results = [outcome(cell, image_result, 0.9 + gain[cell.arm] + luck(cell) / 10) for cell in study.grid.cells()]
+    found = row(analyse(study, results), "rmt - swin")
+    assert (found["verdict"], found["larger_is_better"]) == ("better", True)
+
+
+def test_a_family_that_was_declared_anew_after_results_is_marked(folder, capsys):
+    code, out, _ = stats(capsys, folder, "--json")
+    assert (code, json.loads(out)["family"]["redeclared"]) == (0, [])
+    (folder / "study-00000000.toml").write_text(SPEC.replace("smaller than", "smaller, than").replace("= 8\n", "= 9\n"))
+    (folder / "study-11111111.toml").write_text(SPEC.replace("smallest_effect = 0.01", "smallest_effect = 0.02"))
+    (folder / "study-22222222.toml").write_text("of another release")
+    _, out, _ = stats(capsys, folder, "--json")
+    assert json.loads(out)["family"]["redeclared"] == ["study-11111111.toml", "study-22222222.toml"]
+    _, out, _ = stats(capsys, folder)
+    flat = " ".join(out.split())
+    assert "declared otherwise when the folder was begun (study-11111111.toml, study-22222222.toml)" in flat
+
+
 def test_a_contrast_takes_from_the_study_what_it_leaves_open():
-    statistics = Statistics(**STATISTICS, larger_is_better=True)
+    statistics = Statistics(**STATISTICS)
     resolved = Contrast(name="c", a="x", b="y", metric="leak").resolved(statistics)
-    assert (resolved.metric, resolved.margin, resolved.unit, resolved.larger_is_better) == ("leak", 0.01, "nats", True)
+    assert (resolved.metric, resolved.margin, resolved.unit, resolved.larger_is_better) == ("leak", 0.01, "nats", False)
     own = Contrast(name="c", a="x", b="y", unit="bits", margin=2, larger_is_better=False).resolved(statistics)
     assert (own.metric, own.margin, own.unit, own.larger_is_better) == ("full", 2.0, "bits", False)
+    accuracy = Contrast(name="c", a="x", b="y", metric="test_accuracy", unit="share", margin=0.02).resolved(statistics)
+    assert (accuracy.margin, accuracy.unit, accuracy.larger_is_better) == (0.02, "share", True)
+    tau = Statistics(**STATISTICS | {"metric": "learned.tau.mean"}, larger_is_better=True)
+    highest = Contrast(name="c", a="x", b="y", metric="learned.tau.maximum").resolved(tau)
+    assert (highest.margin, highest.unit, highest.larger_is_better) == (0.01, "nats", True)
     assert seeds_for_verdicts(statistics, 4) == 8
     assert seeds_for_verdicts(statistics, 7) == 9
     assert seeds_for_verdicts(Statistics(**STATISTICS, minimum_seeds=2), 1) == 6

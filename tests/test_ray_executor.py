@@ -12,7 +12,6 @@ import sys
 import tempfile
 import textwrap
 import time
-from concurrent.futures import BrokenExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 
 import biases
 from biases.ablation import Grid, ModelConfig, TrainConfig, run_grid
+from biases.ablation.executors import UnitDied
 from biases.ablation.executors.ray import open_ray
 
 TOPICS = "the quick brown fox jumps over the lazy dog. " * 60
@@ -235,7 +235,7 @@ def test_a_unit_that_kills_its_workers_is_given_up(head, tmp_path, monkeypatch):
 
     with open_ray("data", dies, address=head.address) as executor:
         error = executor.submit((cell,)).exception(120)
-    assert isinstance(error, BrokenExecutor)
+    assert isinstance(error, UnitDied)
     assert str(error).startswith(f"Ray gave up on {cell.id}")
     assert tries.read_text() == "xxx"
 

@@ -1,5 +1,6 @@
 """Studies as files: what is read, what is refused and how, which cells they name, the folder of a run."""
 
+import json
 import re
 import tomllib
 from dataclasses import replace
@@ -7,10 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from biases.ablation import Cell, ImageCell, ImageModelConfig, ImageTrainConfig, ModelConfig, TrainConfig, load_study
+from biases.ablation import (
+    Cell,
+    ImageCell,
+    ImageModelConfig,
+    ImageTrainConfig,
+    ModelConfig,
+    Text,
+    TrainConfig,
+    load_study,
+    load_text,
+)
 from biases.ablation._cells import plain
-from biases.ablation.study import Study, check_models
-from biases.ablation.study_folder import STUDY_FILE, begin, check_folder
+from biases.ablation.kinds import load_data
+from biases.ablation.results import write_result
+from biases.ablation.study import Study, check_models, few_seeds_note
+from biases.ablation.study_folder import DATA_FILE, STUDY_FILE, begin, check_folder, redeclared
+from biases.cli import main
 
 SPECS = sorted((Path(__file__).resolve().parent.parent / "benchmarks" / "ablations").glob("*.toml"))
 
@@ -76,6 +90,9 @@ name = "rate"
 a = "other"
 b = "plain"
 metric = "learned.blocks.0.attention.key_gate.tau.mean"
+unit = "1"
+margin = 0.5
+larger_is_better = true
 
 [execution]
 workers = 2
@@ -108,6 +125,46 @@ metric = "test_loss"
 unit = "nats"
 smallest_effect = 0.02
 """
+
+
+RUN = """
+schema = 1
+name = "tiny"
+size = "run"
+question = "Does it run?"
+data = "DATA"
+seeds = 2
+[model]
+layers = 1
+heads = 1
+dim = 8
+context = 16
+dropout = 0.0
+[train]
+steps = 2
+batch = 2
+warmup = 1
+evaluation_windows = 2
+truncated_positions = 2
+[arms.standard]
+[arms.ega]
+attention = "ega"
+[statistics]
+metric = "full"
+unit = "nats per character"
+smallest_effect = 0.01
+minimum_seeds = 2
+[[contrasts]]
+name = "gate"
+a = "ega"
+b = "standard"
+"""
+DATA, OTHER_DATA = (Text.from_string("here.txt", content) for content in ("one text, " * 9, "another text, " * 9))
+
+
+def stored(cell):
+    result = {"schema": 1, "id": cell.id, "arm": cell.arm, "seed": cell.seed, "config": cell.config, "status": "ok"}
+    return result | {"metrics": {}, "curve": [], "data": {"name": DATA.name, "sha256": DATA.sha256}}
 
 
 @pytest.fixture
@@ -266,7 +323,15 @@ REFUSED = [
     ('notes = ["nothing was left out"]', "notes = [1]", r"notes\[0\]: expected a text, got 1"),
     ('data = "pydoc"', "", "data: expected a text, got nothing"),
     ('data = "pydoc"', 'data = "pydoc"\nkind = "sounds"', "kind: expected one of 'text', 'images', got 'sounds'"),
-    ("seeds = 3", "seeds = 0", "seeds: expected their number, or a list of different integers"),
+    ("seeds = 3", "seeds = 0", "seeds: expected their number, up to 10000, or a list of so many different integers"),
+    ("seeds = 3", "seeds = 10001", "seeds: expected their number, up to 10000, .*got 10001"),
+    ("seeds = 3", f"seeds = {list(range(10_001))}", r"seeds: expected their number, up to 10000, .*got .{1,90}$"),
+    ("seeds = 3", f"seeds = [{2**63}]", r"seeds\[0\]: expected an integer of 64 bits, got one of 64 bits"),
+    ("seeds = 3", f"seeds = 0x{'f' * 5000}", "seeds: expected an integer of 64 bits, got one of 20000 bits"),
+    ("seeds = 3", f"seeds = {'9' * 5000}", "expected TOML, got Exceeds the limit"),
+    ("seeds = 3", f"seeds = {'[' * 3000}{']' * 3000}", "expected TOML, got values nested too deeply to be read"),
+    ("steps = 20", f"steps = 20\n{'x.' * 3000}y = 1", "expected TOML, got values nested too deeply to be read"),
+    ("steps = 20", "steps = 20\nclip = true", r"train.clip: expected a number in \(0, inf\), got True"),
     ("seeds = 3", "seeds = [1, 1]", r"seeds: expected .*got \[1, 1\]"),
     ("seeds = 3", "seeds = true", "seeds: expected .*got True"),
     ("seeds = 3", "seeds = [-1]", r"seeds: expected .*got \[-1\]"),
@@ -282,6 +347,49 @@ REFUSED = [
     ("options.attention.high = 3", "option.high = 3", "arms.other.option: expected one of the keys"),
     ("options.attention.high = 3", "options.attntion.high = 3", "arms.other.options: .*did you mean 'attention'"),
     ("options.attention.high = 3", "options.model.absolute = true", "arms.other.options.*'absolute_too'"),
+    (
+        "options.attention.high = 3",
+        "options.attention.dim = 8",
+        "arms.other.options.attention: expected no 'dim', which the model decides",
+    ),
+    (
+        "options.attention.high = 3",
+        "options.position.heads = 8",
+        "arms.other.options.position: expected no 'heads', which the model decides",
+    ),
+    (
+        'attention = "ega"\noptions.attention.high = 3',
+        'attention = "ega[low=1]"',
+        r"arms.other.options.attention: expected no 'low', which 'ega\[low=1\]' has already, got {'low': 1, 'high': 2}",
+    ),
+    (
+        'position = "sinusoidal"',
+        'position = "sinusoidal[amplitude=1]"',
+        "options.position: expected no 'amplitude', which 'sinusoidal",
+    ),
+    (
+        'attention = "ega"\noptions.attention.high = 3',
+        "",
+        "contrast 'gate': expected arms of different models, got 'other' and 'plain', the same model",
+    ),
+    (
+        'name = "rate"\na = "other"',
+        'name = "rate"\na = "standard+learned"',
+        r"contrast 'rate': expected arms of different models, got 'standard\+learned' and 'plain', the same model",
+    ),
+    (
+        'metric = "full"\n',
+        'metric = "full"\nlarger_is_better = true\n',
+        "statistics.larger_is_better: expected false, the direction of full, got true",
+    ),
+    (
+        "margin = 0.02",
+        "margin = 0.02\nlarger_is_better = true",
+        "contrast 'gate on prefixes' larger_is_better: expected false, the direction of truncated, got true",
+    ),
+    ('unit = "1"\n', "", "contrast 'rate' unit: expected the unit of learned.*as the study's is that of full"),
+    ("margin = 0.5\n", "", "contrast 'rate' margin: expected a margin in its unit, 1, got none"),
+    ("larger_is_better = true", "", "contrast 'rate' larger_is_better: expected true or false, which learned"),
     ("options.attention.high = 3", "context = 8", "arms: Grid arms: expected one context for all"),
     ("[arms.other]", '[arms."ega+learned"]', r"arms.ega\+learned: expected another name"),
     ('attention = ["standard", "ega"]', "attention = []", "factors.attention: expected at least one level"),
@@ -330,6 +438,22 @@ class TestRefusals:
             ("options.attention_options", "options.classes", "arms.flat.options: expected no 'classes'"),
             ('metric = "test_loss"', 'metric = "full"', "statistics metric: expected one of 'test_accuracy'"),
             ("seeds = [4, 2]", "seeds = 2\nexecution = {together = 2}", "execution.together: expected 1 for images"),
+            ("options.attention_options", "options.name", "arms.flat.options: expected no 'name'"),
+            (
+                '[arms.swin]\nname = "swin-digits"',
+                '[arms.swin]\nname = "swin-digits[patch=2]"\noptions.patch = 2',
+                r"arms.swin.options: expected no 'patch', which 'swin-digits\[patch=2\]' has already",
+            ),
+            (
+                'metric = "test_loss"',
+                'metric = "test_loss"\nlarger_is_better = true',
+                "statistics.larger_is_better: expected false, the direction of test_loss, got true",
+            ),
+            (
+                "smallest_effect = 0.02",
+                'smallest_effect = 0.02\n[[contrasts]]\nname = "c"\na = "swin"\nb = "flat"\nmetric = "test_accuracy"',
+                "contrast 'c' unit: expected the unit of test_accuracy, as the study's is that of test_loss, got none",
+            ),
         ],
     )
     def test_of_images(self, write, old, new, message):
@@ -366,15 +490,91 @@ class TestRefusals:
             check_models(study)
         assert str(caught.value).startswith(f"{study.file}: ")
 
+    def test_a_model_that_takes_no_such_value_is_refused_by_name(self, write, monkeypatch):
+        def refuse(*arguments):
+            raise TypeError("'<' not supported between 'str' and 'int'")
+
+        monkeypatch.setattr("biases.ablation.training.build_model", refuse)
+        with pytest.raises(ValueError, match=r"arm 'plain': expected a model, got TypeError.*'<' not supported"):
+            check_models(load_study(write(TEXT)))
+
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [
+            ("ega", "ega[statistics=window]", True),
+            ("ega[statistics=prefix]", 'ega"\noptions.attention.statistics = "prefix', True),
+            ("ega[statistics=prefix]", "ega", False),
+            ("ega[statistics=prefix]", "standard", False),
+            ("no such layer", "no such layer", True),
+        ],
+    )
+    def test_arms_are_compared_with_all_their_options(self, write, one, other, same):
+        text = changed(TEXT, "options.attention = {low = 1, high = 2}", "")
+        text = changed(text, "[arms.plain]", f'[arms.plain]\nattention = "{one}"')
+        path = write(changed(text, 'attention = "ega"\noptions.attention.high = 3', f'attention = "{other}"'))
+        if same:
+            with pytest.raises(ValueError, match="got 'other' and 'plain', the same model"):
+                load_study(path)
+        else:
+            assert load_study(path).family[0].arms == {"a": "other", "b": "plain"}
+
+
+class TestChoices:
+    def test_no_clipping(self, write):
+        study = load_study(write(changed(TEXT, "steps = 20", "steps = 20\nclip = false")))
+        assert study.grid.train == TrainConfig(steps=20, warmup=2, clip=None)
+
+    def test_a_direction_that_is_known_may_be_left_out_or_said(self, write):
+        said = load_study(
+            write(changed(TEXT, "smallest_effect = 0.01", "smallest_effect = 0.01\nlarger_is_better = false"))
+        )
+        assert said.statistics == load_study(write(TEXT)).statistics
+        accuracy = changed(IMAGES, 'metric = "test_loss"', 'metric = "test_accuracy"')
+        assert load_study(write(accuracy)).statistics.larger_is_better is True
+
+    def test_most_seeds(self, write):
+        assert len(load_study(write(changed(TEXT, "seeds = 3", "seeds = 10000"))).grid.seeds) == 10_000
+        largest = load_study(write(changed(TEXT, "seeds = 3", f"seeds = [{2**63 - 1}]")))
+        assert largest.grid.cells()[0].seed == 2**63 - 1
+
+    def test_too_few_seeds_for_a_verdict_are_told(self, write):
+        note = few_seeds_note(load_study(write(TEXT)))
+        assert "3 seeds declared, but a verdict in a family of 2 takes 8: every contrast will be refused" in note
+        assert few_seeds_note(load_study(write(changed(TEXT, "seeds = 3", "seeds = 8")))) is None
+        assert few_seeds_note(load_study(write(IMAGES))) is None
+
+    @pytest.mark.parametrize("spelling", ["text.txt", "./text.txt", "sub/../text.txt"])
+    def test_data_are_beside_the_study_and_ids_keep_their_spelling(self, write, tmp_path, monkeypatch, spelling):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "text.txt").write_text("beside the study " * 20)
+        (tmp_path / "sub" / "text.txt").write_text("in the working directory " * 20)
+        path = write(changed(TEXT, 'data = "pydoc"', f'data = "{spelling}"'))
+        monkeypatch.chdir(tmp_path / "sub")
+        grids = [load_study(each).grid for each in (path, "../spec.toml")]
+        ids = [[cell.id for cell in grid.cells()] for grid in grids]
+        cells = replace(grids[0], folder=None).cells()
+        assert ids[0] == ids[1] == [cell.id for cell in cells]
+        assert {cell.data for cell in cells} == {spelling}
+        for grid in (*grids, grids[0].shard(2, 3)):
+            data = load_data(grid)
+            assert data.decode()[:6] == "beside"
+            assert data.name == spelling
+        assert load_data(replace(grids[0], data=str(tmp_path / "sub" / "text.txt"))).decode()[:2] == "in"
+
+    def test_a_name_of_data_is_no_file_beside_the_study(self, write, tmp_path):
+        (tmp_path / "pydoc").write_text("a file of that name " * 20)
+        assert load_data(load_study(write(TEXT)).grid).sha256 == load_text("pydoc").sha256
+        beside = load_study(write(changed(TEXT, 'data = "pydoc"', 'data = "./pydoc"')))
+        assert load_data(beside.grid).decode()[:6] == "a file"
+
 
 class TestFolder:
     @pytest.fixture
     def begun(self, write, tmp_path):
         """A folder with a cell in it."""
-        out = tmp_path / "out"
-        assert begin(load_study(write(TEXT)), out) is None
-        (out / "cells").mkdir()
-        (out / "cells" / "0.json").write_text("{}")
+        out, study = tmp_path / "out", load_study(write(TEXT))
+        assert begin(study, out, DATA) is None
+        write_result(out, stored(study.grid.cells()[0]))
         return out
 
     def test_the_study_is_written_as_it_is(self, begun):
@@ -420,9 +620,70 @@ class TestFolder:
             assert str(kept) in note
 
     def test_a_folder_without_cells_may_be_begun_anew(self, begun, write):
-        (begun / "cells" / "0.json").unlink()
+        for cell in (begun / "cells").iterdir():
+            cell.unlink()
         other = changed(TEXT, "steps = 20", "steps = 21")
         study = load_study(write(other))
         assert check_folder(study, begun) is None
-        assert begin(study, begun) is None
+        assert begin(study, begun, OTHER_DATA) is None
         assert (begun / STUDY_FILE).read_text() == other
+        assert json.loads((begun / DATA_FILE).read_text())["sha256"] == OTHER_DATA.sha256
+
+    @pytest.mark.parametrize("pinned_by", ["file", "cell"])
+    def test_other_data_of_the_same_name_are_refused(self, begun, write, pinned_by):
+        """Seeds that have not been run yet have no result that could tell."""
+        if pinned_by == "cell":
+            (begun / DATA_FILE).unlink()
+        study = load_study(write(changed(TEXT, "seeds = 3", "seeds = [7]")))
+        both = f"{DATA.sha256}, got here.txt of {OTHER_DATA.sha256}"
+        for check in (begin, check_folder):
+            with pytest.raises(ValueError, match=f"data in .* of SHA-256 {both}; give another --out"):
+                check(study, begun, OTHER_DATA)
+        assert (begun / STUDY_FILE).read_text() == TEXT
+        assert begin(study, begun, DATA) is None
+        assert json.loads((begun / DATA_FILE).read_text()) == {"schema": 1, "name": "here.txt", "sha256": DATA.sha256}
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"name": "x"}', "[" * 5000])
+    def test_a_damaged_hash_is_told(self, begun, write, content):
+        (begun / DATA_FILE).write_text(content)
+        with pytest.raises(ValueError, match=r"data\.json: expected name and sha256 of the data"):
+            begin(load_study(write(TEXT)), begun, DATA)
+
+    def test_without_a_study_cells_must_all_be_the_studys(self, begun, write):
+        (begun / STUDY_FILE).unlink()
+        other = load_study(write(changed(TEXT, "steps = 20", "steps = 21"), "other.toml"))
+        for check in (begin, check_folder):
+            with pytest.raises(ValueError, match=r"other.toml: .*expected study.toml beside its cells.*got 1 others"):
+                check(other, begun, DATA)
+        assert not (begun / STUDY_FILE).exists()
+        assert begin(load_study(write(TEXT)), begun, DATA) is None
+        assert (begun / STUDY_FILE).read_text() == TEXT
+
+    def test_a_text_that_changed_is_told_by_both_commands(self, write, tmp_path, capsys):
+        text, out = tmp_path / "text.txt", tmp_path / "out"
+        text.write_text("to be or not to be, " * 40)
+        path = write(changed(RUN, "DATA", "text.txt"))
+        assert main(["ablate", str(path), "--out", str(out), "--seeds", "0"]) == 0
+        assert "a verdict in a family of 1 takes 6: every contrast will be refused" in capsys.readouterr().err
+        before = text.read_text()
+        text.write_text(before + "that is the question")
+        for more in ([], ["--dry-run"]):
+            assert main(["ablate", str(path), "--out", str(out), "--seeds", "1", *more]) == 2
+            assert f"spec.toml: data in {out}: expected those of the cells there" in capsys.readouterr().err
+        assert len(list((out / "cells").glob("*.json"))) == 2
+        text.write_text(before)
+        assert main(["ablate", str(path), "--out", str(out)]) == 0
+        one = sorted((out / "cells").glob("*.json"))[0]
+        one.write_text(one.read_text().replace(Text.from_string("", before).sha256, "0" * 64))
+        capsys.readouterr()
+        assert main(["stats", str(out)]) == 2
+        assert "results of tiny-run: expected cells of one data" in capsys.readouterr().err
+
+    def test_declarations_that_were_replaced_are_found(self, begun, write):
+        study = load_study(write(changed(TEXT, "margin = 0.02", "margin = 0.03")))
+        begin(study, begun)
+        (kept,) = begun.glob("study-*.toml")
+        assert redeclared(study, begun) == [kept.name]
+        begin(load_study(write(TEXT)), begun)
+        assert len(redeclared(load_study(write(TEXT)), begun)) == 1
+        assert redeclared(study, begun) == [kept.name]

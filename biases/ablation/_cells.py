@@ -12,12 +12,16 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from biases._checks import fail
+from biases.registry import _parse as parse_name
 
 ADDED: Mapping[str, Any] = MappingProxyType({"added": True})
 """Metadata of a configuration's field that is left out of the canonical form while it has its default.
 
 A field that joins a configuration of which there are results needs it, so that their ids stay what they are.
 """
+
+LARGEST_SEED = 2**63 - 1
+MOST_SEEDS = 10_000
 
 
 def canonical_json(value: object) -> str:
@@ -46,9 +50,13 @@ def plain(config: Any) -> dict[str, Any]:
 def checked_number(what: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """Check for a finite number in [low, high), or (low, high); a float, so that 1 and 1.0 hash alike."""
     inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
-    if not inside or (open_low and value == low):
+    try:
+        number = float(value) if inside else math.inf  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if number == math.inf or (open_low and value == low):
         fail(what, f"a number in {'(' if open_low else '['}{low:g}, {high:g})", repr(value))
-    return float(value)  # type: ignore[arg-type]
+    return number
 
 
 def checked_count(what: str, value: object) -> int:
@@ -64,14 +72,32 @@ def checked_name(what: str, value: object) -> None:
         fail(what, "a name", repr(value))
 
 
+def check_options(what: str, name: str, options: Mapping[str, Any], decided: Mapping[str, str]) -> None:
+    """Check the options of what the zoo calls ``name``.
+
+    Args:
+        decided: arguments that the cell gives itself -> what decides them.
+
+    Raises:
+        ValueError: one of those, or an option that the name carries in brackets too.
+    """
+    for option, by in decided.items():
+        if option in options:
+            fail(what, f"no {option!r}, which {by}", repr(dict(options)))
+    for option in parse_name(name)[1] if options else ():
+        if option in options:
+            fail(what, f"no {option!r}, which {name!r} has already", repr(dict(options)))
+
+
 @dataclass(frozen=True)
 class BaseCell:
     """One training: an arm under a seed. Of texts it is a :class:`~biases.ablation.Cell`, of images an
     :class:`~biases.ablation.ImageCell`.
 
     Attributes:
-        arm: the arm's name. It is part of the identity: two arms of one configuration are replicates.
-        seed: at least 0.
+        arm: the arm's name. It is part of the identity, but decides no number: under one seed two arms of one
+            configuration are the same training.
+        seed: 0 to 2^63 - 1.
         model, train: configurations, of the classes ``MODEL`` and ``TRAIN``.
         data: name or path of what is trained on.
     """
@@ -88,7 +114,8 @@ class BaseCell:
     def __post_init__(self) -> None:
         what = type(self).__name__
         checked_name(f"{what} arm", self.arm)
-        checked_count(f"{what} seed", self.seed)
+        if checked_count(f"{what} seed", self.seed) > LARGEST_SEED:
+            fail(f"{what} seed", "at most 2^63 - 1", self.seed)
         checked_name(f"{what} data", self.data)
         for name, value, kind in (("model", self.model, self.MODEL), ("train", self.train, self.TRAIN)):
             if not isinstance(value, kind):
@@ -119,11 +146,13 @@ class BaseGrid:
 
     Attributes:
         arms: name -> model.
-        seeds: distinct.
+        seeds: distinct, at most 10,000.
         train, data: see :class:`BaseCell`.
+        folder: what a relative path in ``data`` is relative to; ``None`` for the working directory. It is no part of
+            any cell.
 
     Raises:
-        ValueError: no arms or seeds, or repeated seeds.
+        ValueError: no arms or seeds, repeated seeds or too many.
     """
 
     CELL: ClassVar[type[BaseCell]]
@@ -132,6 +161,7 @@ class BaseGrid:
     seeds: tuple[int, ...]
     train: Any
     data: str
+    folder: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         what = type(self).__name__
@@ -143,6 +173,8 @@ class BaseGrid:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             fail(f"{what} seeds", "at least one seed, each once", self.seeds)
+        if len(self.seeds) > MOST_SEEDS:
+            fail(f"{what} seeds", f"at most {MOST_SEEDS} seeds", f"{len(self.seeds)} seeds")
         self.cells()
 
     def cells(self) -> list[Any]:

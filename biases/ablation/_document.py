@@ -39,6 +39,17 @@ class Document:
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 self.fail(join(path, key), f"one of the keys {', '.join(names)}", f"{key!r}{hint}")
 
+    def check_integers(self, path: str, value: Any) -> None:
+        """Check that the integers in ``value`` are of 64 bits, as TOML has them."""
+        if isinstance(value, dict):
+            for key, each in value.items():
+                self.check_integers(join(path, key), each)
+        elif isinstance(value, list):
+            for index, each in enumerate(value):
+                self.check_integers(f"{path}[{index}]", each)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            self.fail(path, "an integer of 64 bits", f"one of {value.bit_length()} bits")
+
     def typed(self, path: str, value: Any, kind: type[T], expected: str) -> T:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self.fail(path, expected, repr(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -54,7 +55,40 @@ def _stale(path: Path) -> bool:
         host, pid, birth = owner["host"], int(owner["pid"]), owner["birth"]
     except (ValueError, TypeError, KeyError):
         return age > UNWRITTEN_SECONDS
-    return host == socket.gethostname() and not _alive(pid, birth)
+    if host != socket.gethostname():
+        return False
+    boot, machine = owner.get("boot"), owner.get("machine")
+    here = _boot()
+    if boot is not None and here is not None and boot != here:
+        # Of two boots of one machine, the earlier is over; another machine may have the same name.
+        return machine is not None and machine == _machine()
+    return not _alive(pid, birth)
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip() or None
+    except OSError:
+        return None
+
+
+@functools.cache
+def _boot() -> str | None:
+    """Which start of the system this is; containers of one machine have it in common."""
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+@functools.cache
+def _machine() -> str | None:
+    return _read("/etc/machine-id")
+
+
+def _owner() -> dict[str, Any]:
+    """What a lock says of this process."""
+    pid = os.getpid()
+    stat = _stat(pid)
+    birth = stat and stat[1]
+    return {"pid": pid, "host": socket.gethostname(), "birth": birth, "boot": _boot(), "machine": _machine()}
 
 
 def _create(path: Path) -> bool:
@@ -62,12 +96,9 @@ def _create(path: Path) -> bool:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    pid = os.getpid()
-    stat = _stat(pid)
-    owner: dict[str, Any] = {"pid": pid, "host": socket.gethostname(), "birth": stat and stat[1]}
     try:
         with os.fdopen(descriptor, "w") as file:
-            json.dump(owner, file)
+            json.dump(_owner(), file)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -75,11 +106,13 @@ def _create(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _takeover_guard(folder: Path) -> Iterator[None]:
-    """Let one process at a time remove stale locks; a kill releases it.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time do something in a folder, the others waiting; a kill releases it.
 
-    Two that saw the same stale lock could otherwise remove it one after the other, the second one removing
-    the first one's new lock.
+    Where the system has no such locks (``fcntl``), nobody waits.
+
+    Raises:
+        OSError: the folder cannot be written to.
     """
     try:
         import fcntl
@@ -101,7 +134,9 @@ def acquire(path: Path) -> bool:
         return True
     if not _stale(path):
         return False
-    with _takeover_guard(path.parent):
+    # Two that saw the same stale lock could otherwise remove it one after the other, the second one removing the first
+    # one's new lock.
+    with exclusive(path.parent):
         if _stale(path):
             path.unlink(missing_ok=True)
         return _create(path)
@@ -113,6 +148,7 @@ def held(path: Path) -> bool:
 
 
 def release(path: Path) -> None:
-    """Give back a lock that this process holds."""
-    with contextlib.suppress(OSError):
-        path.unlink()
+    """Give back a lock if this process holds it: one that was taken from it is its new owner's."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text()) == _owner():
+            path.unlink()

@@ -42,14 +42,16 @@ def learning_rate(config: Optimisation, step: int) -> float:
 
 
 def check_device(device: str) -> str:
-    """Check that PyTorch knows the device and that it is here.
+    """Check that PyTorch can train on the device: it knows it, it is here, and it hands back what it computed.
 
     Raises:
-        ValueError: it does not, or it is not.
+        ValueError: it cannot.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        with torch.enable_grad():
+            one = torch.ones(1, device=device, requires_grad=True)
+            torch.autograd.grad((one * one).sum(), one)[0].item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device: expected one that PyTorch can use here, got {device!r} ({reason})") from error
     return str(torch.device(device))

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 
 DISTRIBUTION = "attention-biases"
 ROOMS = ("backends", "positions", "decays", "gates", "layers", "models", "ablation")
+MODULES = ("_calls.py", "attention.py", "axial.py", "registry.py", "windows.py", "zoo.py")
+SOURCES = (".py", ".cpp", ".hpp")
 DECIDE_NOTHING = (
     *("_document", "_locks", "_provenance", "_run", "analysis", "arm_table", "arms", "command", "comparisons"),
     *("contrasts", "grid", "progress", "results", "stats_command", "stats_view", "study", "study_folder"),
@@ -21,8 +24,29 @@ DECIDE_NOTHING = (
 """Modules of this room that choose, keep, judge or show trainings; all others count as deciding numbers."""
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what decides the numbers; ``biases`` is ``None`` where it is not installed."""
+@dataclass(frozen=True)
+class Source:
+    """What the running code was read from; read it before a training, during which files may be changed.
+
+    Attributes:
+        git: see :func:`git_revision`.
+        code: see :func:`code_fingerprint`.
+    """
+
+    git: str | None
+    code: str
+
+
+def read_source() -> Source:
+    return Source(git_revision(), code_fingerprint())
+
+
+def versions(code: str | None = None) -> dict[str, str | None]:
+    """Versions of what decides the numbers; ``biases`` is ``None`` where it is not installed.
+
+    Args:
+        code: the fingerprint, if it was read before.
+    """
     try:
         own: str | None = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -32,7 +56,7 @@ def versions() -> dict[str, str | None]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "biases": own,
-        "code": code_fingerprint(),
+        "code": code or code_fingerprint(),
     }
 
 
@@ -42,8 +66,9 @@ def code_fingerprint() -> str:
     package = Path(__file__).resolve().parent.parent
     left_out = {package / "ablation" / f"{name}.py" for name in DECIDE_NOTHING}
     left_out |= set((package / "ablation" / "executors").glob("*.py"))
-    files = [package / name for name in ("attention.py", "axial.py", "registry.py", "windows.py")]
-    files += [path for room in ROOMS for path in (package / room).rglob("*.py") if path not in left_out]
+    files = [package / name for name in MODULES]
+    rooms = (path for room in ROOMS for path in (package / room).rglob("*") if path.suffix in SOURCES)
+    files += [path for path in rooms if path not in left_out]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from biases._files import remove_temporaries
 from biases.ablation import _locks
 from biases.ablation._cells import BaseCell
 from biases.ablation._loop import Progress
-from biases.ablation.executors import Executor, Unit, Work
+from biases.ablation.executors import Executor, Unit, UnitDied, Work
 from biases.ablation.kinds import Data
 from biases.ablation.results import DamagedResult, Result, cells_directory, read_result, result_path, write_result
 
@@ -30,6 +31,8 @@ def existing_result(cell: BaseCell, data: Data, out_dir: str | os.PathLike[str])
     path = result_path(out_dir, cell.id)
     if not path.exists():
         return None
+    if not path.is_file():
+        fail(f"result {path}", "a file", "a folder" if path.is_dir() else "something else")
     try:
         result = read_result(path)
     except DamagedResult:
@@ -51,7 +54,9 @@ class GridRun:
 
     Attributes:
         pending: units not looked at, or held by other processes when they were.
+        died: the result of a cell that ends what runs it, from the cell and what is known of its end.
         label: what every result carries beside its own: the execution's ``workers``, the study.
+        suspects: units of which one ended what ran them.
     """
 
     pending: Sequence[Unit]
@@ -60,11 +65,34 @@ class GridRun:
     tell: Progress
     stop: Callable[[], bool]
     retry_failed: bool
+    died: Callable[[Any, str], Result]
     label: Mapping[str, Any] = field(default_factory=dict)
     held: set[Path] = field(default_factory=set)
+    suspects: list[Unit] = field(default_factory=list)
 
     def event(self, kind: str, cell: BaseCell, **values: Any) -> None:
         self.tell({"event": kind, "id": cell.id, "arm": cell.arm, "seed": cell.seed, **values})
+
+    def leave_out_what_is_done(self) -> None:
+        """Look at every result there is before anything is run.
+
+        Raises:
+            ValueError: one of them cannot be gone on with, see :func:`existing_result`.
+        """
+        found = {cell.id: existing_result(cell, self.data, self.out_dir) for unit in self.pending for cell in unit}
+        units = []
+        for unit in self.pending:
+            left = tuple(cell for cell in unit if not self.done(cell, found[cell.id]))
+            if left:
+                units.append(left)
+        self.pending = units
+
+    def done(self, cell: BaseCell, existing: Result | None) -> bool:
+        """Whether the cell has a result that stands, which is then told."""
+        if existing is None or (existing["status"] != "ok" and self.retry_failed):
+            return False
+        self.event("skipped", cell, status=existing["status"])
+        return True
 
     def take(self) -> Iterator[Unit]:
         """Units to be run, their cells locked; those that others hold are looked at again after the rest.
@@ -96,10 +124,8 @@ class GridRun:
             if not self.lock(cell):
                 others.append(cell)
                 continue
-            existing = existing_result(cell, self.data, self.out_dir)
-            if existing is not None and (existing["status"] == "ok" or not self.retry_failed):
+            if self.done(cell, existing_result(cell, self.data, self.out_dir)):
                 self.unlock(cell)
-                self.event("skipped", cell, status=existing["status"])
                 continue
             remove_temporaries(result_path(self.out_dir, cell.id))
             mine.append(cell)
@@ -139,29 +165,70 @@ class GridRun:
         """Keep the executor's slots busy; a cell is locked only when there is room for it.
 
         Raises:
-            RuntimeError: what ran a unit died.
+            RuntimeError: nothing can be run there any more.
         """
-        waiting, exhausted = self.take(), False
+        waiting = self.take()
         flying: dict[Future[list[Result]], Unit] = {}
         try:
             while True:
-                while not exhausted and len(flying) < executor.slots:
-                    unit = next(waiting, None)
-                    if unit is None:
-                        exhausted = True
-                    else:
-                        flying[executor.submit(unit)] = unit
+                self._fill(executor, waiting, flying)
                 if not flying:
                     return
                 done, _ = wait(flying, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for event in executor.events():
                     self.tell(event)
-                for future in done:
-                    self.finish(flying[future], future.result())
+                # What has finished is written first, whatever has become of the others.
+                for future in sorted(done, key=lambda future: future.exception() is not None):
+                    self._land(flying[future], future)
                     del flying[future]
+                if not flying and self.suspects:
+                    self._try_alone(executor)
         except BrokenExecutor as error:
-            lost = ", ".join(cell.id for unit in flying.values() for cell in unit)
+            lost = ", ".join(cell.id for unit in (*flying.values(), *self.suspects) for cell in unit)
             raise RuntimeError(
-                "a worker process died, often because memory ran out; in flight were "
+                "what runs the cells died, often because memory ran out; in flight were "
                 f"{lost}; run again to resume, with fewer workers if it recurs ({error})"
             ) from error
+
+    def _fill(self, executor: Executor, waiting: Iterator[Unit], flying: dict[Future[list[Result]], Unit]) -> None:
+        """Start units while there is room; none while there are suspects, which are run alone."""
+        while not self.suspects and len(flying) < executor.slots:
+            unit = next(waiting, None)
+            if unit is None:
+                return
+            try:
+                flying[executor.submit(unit)] = unit
+            except BrokenExecutor:
+                self.suspects.append(unit)
+                raise
+
+    def _land(self, unit: Unit, future: Future[list[Result]]) -> None:
+        """Write a unit's results, or find what becomes of it where there are none."""
+        try:
+            self.finish(unit, future.result())
+        except UnitDied as error:
+            self._bury(unit, error)
+        except BrokenProcessPool:
+            self.suspects.append(unit)
+
+    def _try_alone(self, executor: Executor) -> None:
+        """Run the suspects one by one: one of them ended the processes that the others were run by."""
+        while self.suspects and not self.stop():
+            unit = self.suspects[0]
+            future = executor.submit(unit)
+            while not wait([future], timeout=POLL_SECONDS).done:
+                for event in executor.events():
+                    self.tell(event)
+            self.suspects.pop(0)
+            try:
+                self.finish(unit, future.result())
+            except (UnitDied, BrokenProcessPool) as error:
+                self._bury(unit, error)
+        self.suspects.clear()
+
+    def _bury(self, unit: Unit, error: BrokenExecutor) -> None:
+        """Record the cell that ends what runs it; of several, each is first tried alone."""
+        if len(unit) > 1:
+            self.suspects += [(cell,) for cell in unit]
+            return
+        self.finish(unit, [self.died(cell, str(error)) for cell in unit])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from biases.ablation.arms import summarise_arm
 from biases.ablation.comparisons import contrast_rows, exploratory_row
-from biases.ablation.contrasts import METRICS, Contrast, check_metric, seeds_for_verdicts
-from biases.ablation.results import STATUSES, Result, paired_values
+from biases.ablation.contrasts import METRICS, Contrast, check_metric, first_metric, seeds_for_verdicts
+from biases.ablation.results import STATUSES, Result, check_one_data, paired_values
 
 if TYPE_CHECKING:
     from biases.ablation.study import Study
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def analyse(study: Study, results: Sequence[Result], *, metric: str | None = None) -> dict[str, Any]:
+def analyse(
+    study: Study, results: Sequence[Result], *, metric: str | None = None, redeclared: Sequence[str] = ()
+) -> dict[str, Any]:
     """Analyse the results of a study, however many of its cells there are.
 
     A contrast uses the seeds that all of its arms finished. Those of the family get a verdict by
@@ -29,20 +31,22 @@ def analyse(study: Study, results: Sequence[Result], *, metric: str | None = Non
         results: of its folder; those of other cells are counted and not used.
         metric: of all contrasts, instead of theirs. Those that declare it stay; of the other sets of arms there is one
             exploratory contrast each.
+        redeclared: files of the studies, of other contrasts or statistics, that the results were begun under.
 
     Returns:
         Plain JSON values, the same for the same results: ``schema``, ``study``, ``size``, ``question``, ``notes``,
-        ``kind``, ``statistics``, ``family`` (``size``, ``seeds_needed``), ``contrasts`` (see
+        ``kind``, ``statistics``, ``family`` (``size``, ``seeds_needed``, ``redeclared``), ``contrasts`` (see
         :func:`~biases.ablation.comparisons.contrast_rows`), ``config`` (what all arms share), ``arms`` (name ->
         ``model``, what is its own, ``statuses``, and :func:`~biases.ablation.arms.summarise_arm`), ``failed``,
         ``missing``, ``left_out``, ``other_results``, ``provenance`` (see :func:`provenance`).
 
     Raises:
-        ValueError: a metric that there is not.
+        ValueError: a metric that there is not, or cells of different data.
     """
     cells = study.grid.cells()
     wanted = {cell.id for cell in cells}
     own = [result for result in results if result["id"] in wanted]
+    check_one_data(own, what=f"results of {study.folder}")
     found = {result["id"] for result in own}
     if metric is not None:
         check_metric("metric", metric, METRICS[study.kind])
@@ -70,6 +74,7 @@ def analyse(study: Study, results: Sequence[Result], *, metric: str | None = Non
         "family": {
             "size": len(study.family),
             "seeds_needed": seeds_for_verdicts(statistics, len(study.family)) if study.family else None,
+            "redeclared": list(redeclared),
         },
         "contrasts": rows,
         **_described(
@@ -97,15 +102,14 @@ def compare_arms(results: Sequence[Result], a: str, b: str, metric: str, *, conf
 
     Raises:
         ValueError: a metric that there is not, no results of an arm, several cells of one arm and seed, pairs that
-            differ in more than their arm.
+            differ in more than their arm, cells of different data.
     """
     contrast = Contrast(name=f"{a} - {b}", a=a, b=b, metric=metric)
-    kind = next(
-        (kind for kind, names in METRICS.items() if any(names[0] in each["metrics"] for each in results)), "text"
-    )
+    kind = next((kind for kind in METRICS if any(first_metric(kind) in each["metrics"] for each in results)), "text")
     check_metric("metric", metric, METRICS[kind])
-    paired_values(results, a, b, METRICS[kind][0])
+    paired_values(results, a, b, first_metric(kind))
     own = [result for result in results if result["arm"] in (a, b)]
+    check_one_data(own, what=f"results of {a} and {b}")
     seeds = sorted({result["seed"] for result in own})
     configs = {result["arm"]: result["config"] for result in own}
     return {
@@ -116,7 +120,7 @@ def compare_arms(results: Sequence[Result], a: str, b: str, metric: str, *, conf
         "notes": [],
         "kind": kind,
         "statistics": {"metric": metric, "confidence": confidence},
-        "family": {"size": 0, "seeds_needed": None},
+        "family": {"size": 0, "seeds_needed": None, "redeclared": []},
         "contrasts": [exploratory_row(contrast, _runs(own), seeds, confidence=confidence)],
         **_described(configs, own, seeds, (metric,), kind, confidence),
         "missing": [],

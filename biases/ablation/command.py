@@ -14,19 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from biases._checks import fail, one_of
+from biases._exit_codes import FAILED, INTERRUPTED, NOTHING, OK
 from biases.ablation import _locks
 from biases.ablation._cells import BaseGrid
 from biases.ablation._run import existing_result, lock_path
 from biases.ablation.executors import Open
-from biases.ablation.grid import run_grid
-from biases.ablation.kinds import KINDS, Data
-from biases.ablation.progress import Tally, duration, show
-from biases.ablation.results import STATUSES, Result
-from biases.ablation.study import Execution, Study, check_models, load_study
+from biases.ablation.grid import check_run, run_grid
+from biases.ablation.kinds import Data
+from biases.ablation.progress import Tally, duration, say, show, unread
+from biases.ablation.results import STATUSES, Result, cells_directory
+from biases.ablation.study import Execution, Study, check_models, few_seeds_note, load_study
 from biases.ablation.study_folder import begin, check_folder
-
-OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="local processes (default: as the study says)")
     what = "seeds of an arm that advance together (default: as the study says)"
     parser.add_argument("--together", type=int, metavar="N", help=what)
-    parser.add_argument("--device", metavar="D", help="where cells are trained (default: cpu; cuda on GPUs of Ray)")
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        help="where cells are trained (default: cuda where the study asks for GPUs and one is there; else cpu)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="only these seeds of the study")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the study")
     parser.add_argument("--retry-failed", action="store_true", help="train failed and diverged cells again")
@@ -49,48 +54,90 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """``biases ablate SPEC.toml``: returns the exit code, 0 where every cell asked for is done or in another process's
-    hands, 1 where one failed or diverged.
+    """``biases ablate SPEC.toml``: returns the exit code.
+
+    0 where cells were run, or none was left; 1 where one failed or diverged, or the run was ended; 3 where all that are
+    left are in other processes' hands; 130 where it was interrupted.
 
     Raises:
         ValueError: a study that cannot be run as it is declared or asked for, before anything is.
-        OSError: a result cannot be written; those already there are untouched.
     """
-    study = load_study(options.spec)
-    check_models(study)
-    grid = chosen_grid(study, options)
-    execution = chosen_execution(study.execution, options)
-    opened = _executor(execution, options)
-    out = Path(options.out or Path("runs") / study.folder)
-    if options.dry_run:
-        return _list_cells(study, grid, out, options.json)
-    note = begin(study, out)
-    if note:
-        print(f"biases: {note}", file=sys.stderr)
-    tally = Tally(len(grid.cells()))
-    # A cluster with GPUs chooses among its own; what is here says nothing of it.
-    device = options.device or ("cuda" if opened and execution.gpus_per_cell else "cpu")
-    results: list[Result] = []
-    ended: str | None = None
-    try:
-        with _terminated_as_interrupted(), show(tally) as tell:
-            results = run_grid(
-                grid,
-                out,
-                workers=execution.workers,
-                device=device,
-                progress=tell,
-                retry_failed=options.retry_failed,
-                together=execution.together,
-                executor=opened,
-                study={"name": study.name, "size": study.size},
-            )
-    except KeyboardInterrupt:
-        ended = "interrupted"
-    except RuntimeError as error:
-        # A worker that died; what had finished before is as good as ever.
-        ended = str(error)
-    return _report(study, tally, results, out, ended, options.json)
+    with _terminated_as_interrupted():
+        study = load_study(options.spec)
+        grid = chosen_grid(study, options)
+        execution = chosen_execution(study.execution, options)
+        opened = _executor(execution, options)
+        device = _device(study, execution, options)
+        out = _folder(options.out or Path("runs") / study.folder)
+        checked: dict[str, Any] = {"device": device, "workers": execution.workers, "together": execution.together}
+        if options.dry_run:
+            check_models(study)
+            data = check_run(grid, **checked, elsewhere=opened is not None)
+            return _list_cells(study, grid, data, out, options.json)
+        tally, folder = Tally(len(grid.cells())), _Begun(study, out)
+        results: list[Result] = []
+        ended: str | None = None
+        try:
+            check_models(study)
+            with show(tally) as tell:
+
+                def progress(event: dict[str, Any]) -> None:
+                    folder.check(event)
+                    tell(event)
+
+                results = run_grid(
+                    grid,
+                    out,
+                    **checked,
+                    progress=progress,
+                    retry_failed=options.retry_failed,
+                    executor=opened,
+                    study={"name": study.name, "size": study.size},
+                    begin=folder.begin,
+                )
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        except (RuntimeError, OSError) as error:
+            # What had finished before is as good as ever.
+            ended = str(error)
+        return _report(study, tally, results, out, ended, options.json)
+
+
+def _folder(path: str | Path) -> Path:
+    """A folder that is there or can be made.
+
+    Raises:
+        ValueError: it, or what it lies in, is a file.
+    """
+    folder = Path(path)
+    existing = next((each for each in (folder, *folder.parents) if each.exists()), None)
+    if existing is not None and not existing.is_dir():
+        fail("--out", "a folder", f"{folder}, but {existing} is a file")
+    return folder
+
+
+class _Begun:
+    """The folder that a run begins, or goes on with."""
+
+    def __init__(self, study: Study, out: Path) -> None:
+        self.study, self.out = study, out
+        self.data: Data | None = None
+        self.unchecked = True
+
+    def begin(self, data: Data) -> None:
+        self.data = data
+        cells_directory(self.out).mkdir(parents=True, exist_ok=True)
+        with _locks.exclusive(cells_directory(self.out)):
+            changed = begin(self.study, self.out, data)
+        for note in filter(None, (few_seeds_note(self.study), changed)):
+            say(f"biases: {note}")
+
+    def check(self, event: Mapping[str, Any]) -> None:
+        """Look at it again when the first cell is locked: before that, another study could be begun in it."""
+        if self.unchecked and event["event"] == "started":
+            self.unchecked = False
+            with _locks.exclusive(cells_directory(self.out)):
+                check_folder(self.study, self.out, self.data)
 
 
 def chosen_grid(study: Study, options: argparse.Namespace) -> BaseGrid:
@@ -105,7 +152,8 @@ def chosen_grid(study: Study, options: argparse.Namespace) -> BaseGrid:
     for seed in options.seeds or ():
         one_of("--seeds", seed, grid.seeds)
     arms = {arm: model for arm, model in grid.arms.items() if arm in (options.arms or grid.arms)}
-    seeds = tuple(seed for seed in grid.seeds if seed in (options.seeds or grid.seeds))
+    wanted = set(options.seeds or grid.seeds)
+    seeds = tuple(seed for seed in grid.seeds if seed in wanted)
     grid = replace(grid, arms=arms, seeds=seeds)
     if options.shard is None:
         return grid
@@ -145,6 +193,30 @@ def _executor(execution: Execution, options: argparse.Namespace) -> Open | None:
     return functools.partial(open_ray, address=options.address, **resources)
 
 
+def _device(study: Study, execution: Execution, options: argparse.Namespace) -> str:
+    """Where cells are trained.
+
+    Raises:
+        ValueError: a device other than that of a cluster's cells.
+    """
+    gpus = execution.gpus_per_cell
+    if options.executor == "ray":
+        # A cluster's nodes choose among their own; what is here says nothing of them.
+        device = "cuda" if gpus else "cpu"
+        if options.device not in (None, device):
+            fail("--device", f"{device}, as a cell of the study has {gpus:g} GPUs of a cluster", options.device)
+        return device
+    if options.device is not None:
+        return str(options.device)
+    if not gpus:
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    asked = f"{study.file} asks for {gpus:g} GPUs a cell and PyTorch finds none here"
+    say(f"biases: {asked}: cells of size {study.size!r} train on the CPU")
+    return "cpu"
+
+
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """A job's end by SIGTERM gives the locks back, as Ctrl-C does."""
@@ -172,6 +244,28 @@ def _described(study: Study, out: Path) -> dict[str, Any]:
 
 
 def _report(study: Study, tally: Tally, results: list[Result], out: Path, ended: str | None, as_json: bool) -> int:
+    with _unread_allowed():
+        _show(study, tally, results, out, ended, as_json)
+    if ended is not None:
+        say(f"biases: {ended}")
+        say(f"what was finished is in {out}; the same command goes on")
+        return INTERRUPTED if ended == "interrupted" else FAILED
+    if {"failed", "diverged"} & set(tally.status.values()):
+        return FAILED
+    return NOTHING if tally.locked and not tally.trained else OK
+
+
+@contextlib.contextmanager
+def _unread_allowed() -> Iterator[None]:
+    """What was done decides the exit code, whether or not anybody reads of it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        unread(sys.stdout)
+
+
+def _show(study: Study, tally: Tally, results: list[Result], out: Path, ended: str | None, as_json: bool) -> None:
     counts = {status: list(tally.status.values()).count(status) for status in STATUSES}
     missing = tally.total - len(tally.status)
     if as_json:
@@ -186,11 +280,6 @@ def _report(study: Study, tally: Tally, results: list[Result], out: Path, ended:
         print(json.dumps(document, indent=1))
     else:
         _show_counts(tally, counts, results, out, finished=ended is None)
-    if ended is not None:
-        print(f"biases: {ended}", file=sys.stderr)
-        print(f"what was finished is in {out}; the same command goes on", file=sys.stderr)
-        return INTERRUPTED if ended == "interrupted" else FAILED
-    return FAILED if counts["failed"] or counts["diverged"] else OK
 
 
 def _show_counts(tally: Tally, counts: Mapping[str, int], results: list[Result], out: Path, *, finished: bool) -> None:
@@ -208,10 +297,9 @@ def _show_counts(tally: Tally, counts: Mapping[str, int], results: list[Result],
         print(f"results: {out}    next: biases stats {out}")
 
 
-def _list_cells(study: Study, grid: BaseGrid, out: Path, as_json: bool) -> int:
+def _list_cells(study: Study, grid: BaseGrid, data: Data, out: Path, as_json: bool) -> int:
     """``--dry-run``: every cell and whether it is done, failed, diverged, running elsewhere or to be run."""
-    data = KINDS[study.kind].load(grid.data)
-    check_folder(study, out)
+    check_folder(study, out, data)
     rows = [
         {"id": cell.id, "arm": cell.arm, "seed": cell.seed, "state": _state(cell, data, out)} for cell in grid.cells()
     ]

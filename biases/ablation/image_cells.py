@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from biases._checks import fail
-from biases.ablation._cells import BaseCell, BaseGrid, canonical_json, checked_name
+from biases.ablation._cells import BaseCell, BaseGrid, canonical_json, check_options, checked_name
 from biases.ablation._loop import Progress, check_device, own_random_state
 from biases.ablation.image_training import ImageTrainConfig, build_image_model, train_images
 from biases.ablation.images import Images
+
+DECIDED: Mapping[str, str] = {"name": "the field decides"} | dict.fromkeys(("classes", "channels"), "the images decide")
 
 BuildImages = Callable[["ImageCell", Images], nn.Module]
 
@@ -27,7 +29,7 @@ class ImageModelConfig:
         options: of its class, values that JSON can hold; classes and channels are those of the images.
 
     Raises:
-        ValueError: a value of another kind, or an option that the images decide.
+        ValueError: a value of another kind, an option that the images decide or that stands in the name too.
     """
 
     name: str
@@ -37,9 +39,7 @@ class ImageModelConfig:
         checked_name("ImageModelConfig name", self.name)
         if not isinstance(self.options, Mapping) or not all(isinstance(key, str) for key in self.options):
             fail("ImageModelConfig options", "a mapping from names", repr(self.options))
-        for taken in ("classes", "channels"):
-            if taken in self.options:
-                fail("ImageModelConfig options", f"no {taken!r}, which the images decide", repr(self.options))
+        check_options("ImageModelConfig options", self.name, self.options, DECIDED)
         # A copy through JSON is what a rerun from a result would read.
         object.__setattr__(self, "options", json.loads(canonical_json(dict(self.options))))
 
@@ -49,8 +49,9 @@ class ImageCell(BaseCell):
     """One training of an image classifier: an arm under a seed.
 
     Attributes:
-        arm: the arm's name. It is part of the identity: two arms of one configuration are replicates.
-        seed: at least 0.
+        arm: the arm's name. It is part of the identity, but decides no number: under one seed two arms of one
+            configuration are the same training.
+        seed: 0 to 2^63 - 1.
         model, train: see there.
         data: name or path, for :func:`~biases.ablation.load_images`.
     """
@@ -73,9 +74,10 @@ class ImageGrid(BaseGrid):
         arms: name -> model.
         seeds: distinct.
         train, data: see :class:`ImageCell`.
+        folder: what a relative path in ``data`` is relative to; ``None`` for the working directory.
 
     Raises:
-        ValueError: no arms or seeds, or repeated seeds.
+        ValueError: no arms or seeds, repeated seeds or too many.
     """
 
     CELL: ClassVar[type[BaseCell]] = ImageCell
@@ -84,6 +86,7 @@ class ImageGrid(BaseGrid):
     seeds: tuple[int, ...]
     train: ImageTrainConfig
     data: str = "digits"
+    folder: str | None = field(default=None, compare=False)
 
 
 def build_image_cell(cell: ImageCell, images: Images) -> nn.Module:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 
 def duration(seconds: float) -> str:
@@ -79,49 +80,78 @@ def _outcome(event: dict[str, Any]) -> str:
     return f"{event['status']}: {event['error'].strip().splitlines()[-1]}"
 
 
+def unread(stream: TextIO) -> None:
+    """Throw away what is written from here on, as nobody reads it; what is unwritten must not raise at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(text: str) -> None:
+    """A line on standard error, which ends no work where nobody reads it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        unread(sys.stderr)
+
+
 @contextlib.contextmanager
 def show(tally: Tally) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show events until the block is left; yields what is to be called with each."""
-    if not sys.stderr.isatty():
-        yield _lines(tally)
-        return
+    """Show events until the block is left; yields what is to be called with each.
+
+    What cannot be shown any more, as the terminal or the reader is gone, is only counted.
+    """
+    with _bars(tally) if sys.stderr.isatty() else contextlib.nullcontext(_line) as draw:
+
+        def tell(event: dict[str, Any]) -> None:
+            tally.take(event)
+            try:
+                draw(tally, event)
+            except OSError:
+                unread(sys.stderr)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _bars(tally: Tally) -> Iterator[Callable[[Tally, dict[str, Any]], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True, highlight=False)
-    with Progress(*columns, TextColumn("{task.fields[now]}", markup=False), console=console, transient=True) as bars:
-        cells = bars.add_task("cells", total=tally.total, now="")
-        tasks: dict[str, TaskID] = {}
+    bars = Progress(*columns, TextColumn("{task.fields[now]}", markup=False), console=console, transient=True)
+    cells = bars.add_task("cells", total=tally.total, now="")
+    tasks: dict[str, TaskID] = {}
 
-        def tell(event: dict[str, Any]) -> None:
-            tally.take(event)
-            left = tally.seconds_left
-            now = "" if left is None else f"about {duration(left)} left"
-            bars.update(cells, completed=len(tally.status), now=now)
-            kind, cell = event["event"], event["id"]
-            if kind == "started":
-                tasks[cell] = bars.add_task(_cell(event), total=None, now="")
-            elif kind == "step" and cell in tasks:
-                shown = f"loss {event['loss']:.4f}"
-                bars.update(tasks[cell], total=event["steps"], completed=event["step"], now=shown)
-            elif kind == "finished":
-                bars.remove_task(tasks.pop(cell))
-                if event["status"] != "ok":
-                    console.print(f"{_cell(event)} ({cell}) {_outcome(event)}", markup=False)
+    def draw(tally: Tally, event: dict[str, Any]) -> None:
+        left = tally.seconds_left
+        now = "" if left is None else f"about {duration(left)} left"
+        bars.update(cells, completed=len(tally.status), now=now)
+        kind, cell = event["event"], event["id"]
+        if kind == "started":
+            tasks[cell] = bars.add_task(_cell(event), total=None, now="")
+        elif kind == "step" and cell in tasks:
+            shown = f"loss {event['loss']:.4f}"
+            bars.update(tasks[cell], total=event["steps"], completed=event["step"], now=shown)
+        elif kind == "finished":
+            bars.remove_task(tasks.pop(cell))
+            if event["status"] != "ok":
+                console.print(f"{_cell(event)} ({cell}) {_outcome(event)}", markup=False)
 
-        yield tell
+    with contextlib.suppress(OSError):
+        bars.start()
+    try:
+        yield draw
+    finally:
+        with contextlib.suppress(OSError):
+            bars.stop()
 
 
-def _lines(tally: Tally) -> Callable[[dict[str, Any]], None]:
-    def tell(event: dict[str, Any]) -> None:
-        tally.take(event)
-        if event["event"] == "started":
-            line = "started"
-        elif event["event"] == "finished":
-            line = f"{_outcome(event)} ({tally.summary})"
-        else:
-            return
-        print(f"{event['id']} {_cell(event)}: {line}", file=sys.stderr, flush=True)
-
-    return tell
+def _line(tally: Tally, event: dict[str, Any]) -> None:
+    if event["event"] == "started":
+        line = "started"
+    elif event["event"] == "finished":
+        line = f"{_outcome(event)} ({tally.summary})"
+    else:
+        return
+    say(f"{event['id']} {_cell(event)}: {line}")

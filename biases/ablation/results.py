@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,18 @@ class DamagedResult(ValueError):
     """A result file that is not JSON."""
 
 
+def check_one_data(results: Iterable[Result], *, what: str) -> None:
+    """Check that all results are of the same bytes, whatever these are called.
+
+    Raises:
+        ValueError: they are of several; the message begins with ``what`` and names them.
+    """
+    counts = Counter(f"{each['data'].get('name')} of SHA-256 {each['data'].get('sha256')}" for each in results)
+    hashes = {told.rpartition(" ")[2] for told in counts}
+    if len(hashes) > 1:
+        fail(what, "cells of one data", "; ".join(f"{told} ({count} cells)" for told, count in sorted(counts.items())))
+
+
 def cells_directory(out_dir: str | os.PathLike[str]) -> Path:
     return Path(out_dir) / "cells"
 
@@ -50,15 +64,25 @@ def write_result(out_dir: str | os.PathLike[str], result: Result) -> Path:
     return path
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path, *, of_grid: bool = True) -> Result:
     """Read one result.
 
+    Args:
+        of_grid: its configuration is that of a cell; other programmes store other ones in the same form.
+
     Raises:
-        ValueError: not JSON, another schema, a missing or mistyped field; the message names the file.
+        ValueError: not JSON, another schema, a missing or mistyped field, a metric that is no finite number, arm, seed
+            or id that are not the configuration's; the message names the file.
         OSError: the file cannot be read.
     """
+
+    def refuse(constant: str) -> None:
+        fail(f"result {path}", "finite numbers", constant)
+
     try:
-        result = json.loads(path.read_bytes())
+        result = json.loads(path.read_bytes(), parse_constant=refuse)
+    except RecursionError as error:
+        raise DamagedResult(f"result {path}: expected JSON, got values nested too deeply to be read") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedResult(f"result {path}: expected JSON, got {error}") from error
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
@@ -70,7 +94,25 @@ def read_result(path: Path) -> Result:
     one_of(f"result {path} 'status'", result["status"], STATUSES)
     if result["id"] != path.stem:
         fail(f"result {path} 'id'", f"the file's name {path.stem!r}", repr(result["id"]))
+    if of_grid:
+        _check_cell(path, result)
+    for name, value in result["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            fail(f"result {path} metric {name!r}", "a finite number", repr(value))
     return result
+
+
+def _check_cell(path: Path, result: Result) -> None:
+    """Check that arm, seed and id are those of the configuration."""
+    from biases.ablation.spec import Cell
+
+    try:
+        cell = Cell.from_config(result["config"])
+    except ValueError as error:
+        raise ValueError(f"result {path} 'config': {error}") from error
+    for name in ("arm", "seed", "id"):
+        if result[name] != getattr(cell, name):
+            fail(f"result {path} {name!r}", f"that of its configuration, {getattr(cell, name)!r}", repr(result[name]))
 
 
 def load_results(directory: str | os.PathLike[str]) -> list[Result]:

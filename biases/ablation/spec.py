@@ -17,6 +17,7 @@ from biases.ablation._cells import (
     BaseCell,
     BaseGrid,
     canonical_json,
+    check_options,
     checked_count,
     checked_name,
     checked_number,
@@ -26,6 +27,11 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
 OPTION_GROUPS = ("attention", "position", "model")
 MODEL_OPTIONS = ("absolute_too",)
+DECIDED: Mapping[str, Mapping[str, str]] = {
+    "attention": dict.fromkeys(("name", "variant", "dim", "heads", "dropout", "backend"), "the model decides"),
+    "position": dict.fromkeys(("name", "dim", "context", "heads"), "the model decides"),
+}
+"""Group of options -> arguments of what is built with them that are no options -> what decides them."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,8 @@ class ModelConfig:
             of the model, ``absolute_too`` (see :class:`~biases.models.CharGPT`).
 
     Raises:
-        ValueError: a value outside its range, heads that do not divide the width, an unknown group of
-            options.
+        ValueError: a value outside its range, heads that do not divide the width, an unknown group of options, an
+            option that another field decides or that stands in a name too.
     """
 
     attention: str = "standard"
@@ -67,6 +73,8 @@ class ModelConfig:
             one_of("ModelConfig options", group, OPTION_GROUPS)
             if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
                 fail(f"ModelConfig options[{group!r}]", "a mapping from names", repr(options))
+        for group, decided in DECIDED.items():
+            check_options(f"ModelConfig options.{group}", getattr(self, group), self.options.get(group, {}), decided)
         for name, value in self.options.get("model", {}).items():
             one_of("ModelConfig options['model']", name, MODEL_OPTIONS)
             if not isinstance(value, bool):
@@ -173,8 +181,9 @@ class Cell(BaseCell):
     """One training of a character model: an arm under a seed.
 
     Attributes:
-        arm: the arm's name. It is part of the identity: two arms of one configuration are replicates.
-        seed: at least 0.
+        arm: the arm's name. It is part of the identity, but decides no number: under one seed two arms of one
+            configuration are the same training.
+        seed: 0 to 2^63 - 1.
         model, train: see there.
         data: name of the text or path of its file, for :func:`~biases.ablation.load_text`.
     """
@@ -210,6 +219,7 @@ class Grid(BaseGrid):
         arms: name -> model; all of one context, so that all arms are evaluated on the same windows.
         seeds: distinct.
         train, data: see :class:`Cell`.
+        folder: what a relative path in ``data`` is relative to; ``None`` for the working directory.
 
     Raises:
         ValueError: no arms or seeds, repeated seeds, different contexts.
@@ -221,6 +231,7 @@ class Grid(BaseGrid):
     seeds: tuple[int, ...]
     train: TrainConfig
     data: str = "pydoc"
+    folder: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

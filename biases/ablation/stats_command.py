@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from biases._checks import fail
-from biases.ablation.contrasts import METRICS
+from biases._exit_codes import NOTHING, OK
+from biases.ablation.contrasts import METRICS, first_metric
 from biases.ablation.results import Result, load_results
-
-OK, NOTHING = 0, 3
-STUDY = "study.toml"
+from biases.ablation.study_folder import STUDY_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``biases stats``."""
-    parser.add_argument("directory", metavar="DIR", help=f"a run's folder, with {STUDY} and cells")
+    parser.add_argument("directory", metavar="DIR", help=f"a run's folder, with {STUDY_FILE} and cells")
     what = "of all contrasts, instead of the declared ones, to explore"
     parser.add_argument("--metric", metavar="M", help=what)
     parser.add_argument("--a", metavar="ARM", help="explore the difference of two arms, without or beside a study:")
@@ -51,11 +50,12 @@ def analyse_folder(
     """
     from biases.ablation.analysis import analyse, compare_arms
     from biases.ablation.study import load_study
+    from biases.ablation.study_folder import redeclared
 
     if (a is None) != (b is None):
         fail("--a and --b", "both or neither", "--a alone" if b is None else "--b alone")
     results = load_results(directory)
-    spec = Path(directory) / STUDY
+    spec = Path(directory) / STUDY_FILE
     study = load_study(spec) if spec.is_file() else None
     if a is not None and b is not None:
         if study is None:
@@ -66,10 +66,14 @@ def analyse_folder(
         return compare_arms(own, a, b, metric or statistics.metric, confidence=statistics.confidence)
     if study is None:
         arms = ", ".join(sorted({result["arm"] for result in results})) or "none"
-        fail(str(directory), f"{STUDY} beside its cells, or --a ARM --b ARM", f"no {STUDY}; it has the arms {arms}")
-    return analyse(study, results, metric=metric)
+        fail(
+            str(directory),
+            f"{STUDY_FILE} beside its cells, or --a ARM --b ARM",
+            f"no {STUDY_FILE}; it has the arms {arms}",
+        )
+    return analyse(study, results, metric=metric, redeclared=redeclared(study, directory))
 
 
 def _usual_metric(results: Sequence[Result]) -> str:
     measured = {name for result in results for name in result["metrics"]}
-    return next((names[0] for names in METRICS.values() if names[0] in measured), METRICS["text"][0])
+    return next((first_metric(kind) for kind in METRICS if first_metric(kind) in measured), first_metric("text"))

@@ -131,6 +131,10 @@ def _family(console: Console, analysis: Mapping[str, Any], rows: Sequence[Mappin
     console.rule(
         f"The declared family: {size} contrast{'s' if size > 1 else ''}, in {statistics['unit']}", align="left"
     )
+    if analysis["family"]["redeclared"]:
+        which = ", ".join(analysis["family"]["redeclared"])
+        told = "what is declared after results were seen confirms nothing"
+        _note(console, f"declared otherwise when the folder was begun ({which}): {told}", "yellow")
     percent = f"{100 * statistics['confidence']:g} %"
     table = _table("#", "contrast", "mean", f"{percent} interval", "n", "p (Holm)", "verdict", right=("mean", "n"))
     for index, row in enumerate(rows, 1):

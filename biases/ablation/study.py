@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +14,20 @@ from typing import Any
 
 import torch
 
-from biases._checks import positive_int
-from biases.ablation._cells import BaseGrid, canonical_json, checked_number, plain
+from biases._checks import fail, positive_int
+from biases.ablation._cells import MOST_SEEDS, BaseGrid, canonical_json, checked_number, plain
 from biases.ablation._document import Document
 from biases.ablation.arm_table import LeftOut, read_arms
-from biases.ablation.contrasts import LEAK_METRICS, METRICS, Contrast, Statistics, check_contrasts
+from biases.ablation.contrasts import (
+    LEAK_METRICS,
+    METRICS,
+    Contrast,
+    Statistics,
+    check_contrasts,
+    seeds_for_verdicts,
+)
 from biases.ablation.image_cells import ImageGrid
-from biases.ablation.spec import Cell, Grid
+from biases.ablation.spec import OPTION_GROUPS, Cell, Grid
 
 SCHEMA = 1
 GRIDS: Mapping[str, type[BaseGrid]] = {"text": Grid, "images": ImageGrid}
@@ -108,15 +117,23 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         ValueError: it cannot be read, is no TOML, or a value in it is not what it must be; the message names the file
             and the key.
     """
-    file = os.fspath(path)
     try:
-        source = Path(path).read_bytes().decode("utf-8")
-        content = tomllib.loads(source)
+        return _load(os.fspath(path))
+    except RecursionError as error:
+        raise ValueError(f"{os.fspath(path)}: expected TOML, got values nested too deeply to be read") from error
+
+
+def _load(file: str) -> Study:
+    try:
+        source = Path(file).read_bytes().decode("utf-8")
+        document = Document(file, tomllib.loads(source))
     except OSError as error:
         raise ValueError(f"{file}: expected a study's TOML file, got {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:
+        # No UTF-8, no TOML, or an integer of thousands of digits.
         raise ValueError(f"{file}: expected TOML, got {error}") from error
-    return _read(Document(file, content), source)
+    document.check_integers("", document.content)
+    return _read(document, source)
 
 
 def _read(document: Document, source: str) -> Study:
@@ -165,16 +182,20 @@ def _grid(document: Document, kind: str, arms: Mapping[str, Any]) -> BaseGrid:
     cls = GRIDS[kind]
     config = cls.CELL.TRAIN
     train = document.table("train", document.content.get("train", {}))
+    if train.get("clip") is False:
+        # TOML has no null.
+        train = train | {"clip": None}
     training = document.make("train", config, train, prefix=config.__name__)
     seeds = document.content.get("seeds", "nothing")
-    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and 0 < seeds <= MOST_SEEDS:
         seeds = list(range(seeds))
     valid = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
-    if not valid or not seeds or len(set(seeds)) < len(seeds):
-        document.fail("seeds", "their number, or a list of different integers of at least 0", repr(seeds))
+    if not valid or not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        expected = f"their number, up to {MOST_SEEDS}, or a list of so many different integers of at least 0"
+        document.fail("seeds", expected, textwrap.shorten(repr(seeds), 80))
     data = document.text("", document.content, "data")
     try:
-        return cls(arms=arms, seeds=tuple(seeds), train=training, data=data)
+        return cls(arms=arms, seeds=tuple(seeds), train=training, data=data, folder=os.path.dirname(document.name))
     except ValueError as error:
         raise ValueError(f"{document.name}: arms: {error}") from error
 
@@ -201,16 +222,57 @@ def _contrasts(
         metrics = [metric for metric in metrics if metric not in LEAK_METRICS]
     try:
         check_contrasts(statistics, family, exploratory, arms=grid.arms, metrics=metrics)
+        for contrast in (*family, *exploratory):
+            _check_different(contrast, grid)
     except ValueError as error:
         raise ValueError(f"{document.name}: {error}") from error
     return statistics, family, exploratory
+
+
+def _check_different(contrast: Contrast, grid: BaseGrid) -> None:
+    """Check that no two arms are one model, whose difference is 0 under every seed."""
+    for one, other in itertools.combinations(contrast.arms.values(), 2):
+        if _whole(grid.arms[one]) == _whole(grid.arms[other]):
+            fail(f"contrast {contrast.name!r}", "arms of different models", f"{one!r} and {other!r}, the same model")
+
+
+def _whole(model: Any) -> dict[str, Any]:
+    """A model's configuration, the options in its names and those left at their defaults written out."""
+    from biases import zoo
+
+    values = plain(model)
+    options = values.pop("options")
+    groups = {"name": options} if "name" in values else {key: options.get(key, {}) for key in OPTION_GROUPS}
+    for key, given in groups.items():
+        try:
+            variant = zoo.get(values[key])
+        except (KeyError, ValueError):
+            # The model itself, or a name that :func:`check_models` refuses.
+            values[f"options {key}"] = given
+        else:
+            values[key] = variant.name.partition("[")[0]
+            values[f"options {key}"] = {**variant.options, **given}
+    return values
+
+
+def few_seeds_note(study: Study) -> str | None:
+    """What to tell before a study is run whose seeds are too few for any verdict; ``None`` where they are enough."""
+    if not study.family:
+        return None
+    needed, declared = seeds_for_verdicts(study.statistics, len(study.family)), len(study.grid.seeds)
+    if declared >= needed:
+        return None
+    return (
+        f"{study.file}: {declared} seed{'s' if declared > 1 else ''} declared, but a verdict in a family of "
+        f"{len(study.family)} takes {needed}: every contrast will be refused"
+    )
 
 
 def check_models(study: Study) -> None:
     """Build each arm's model without memory for its weights.
 
     Raises:
-        ValueError: unknown names or options, sizes that do not fit; the message names the file and the arm.
+        ValueError: unknown names or options, sizes or values that do not fit; the message names the file and the arm.
     """
     from biases import zoo
     from biases.ablation.training import build_model
@@ -222,5 +284,7 @@ def check_models(study: Study) -> None:
                     build_model(Cell(arm, 0, model, study.grid.train), 64)
                 else:
                     zoo.model(model.name, **model.options)
-        except ValueError as error:
-            raise ValueError(f"{study.file}: arm {arm!r}: {error}") from error
+        except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+            # Options are of any type, and not every layer says itself which it cannot take.
+            reason = str(error) if isinstance(error, ValueError) else f"expected a model, got {error!r}"
+            raise ValueError(f"{study.file}: arm {arm!r}: {reason}") from error

@@ -24,7 +24,6 @@ from biases.ablation._loop import (
     Training,
     arithmetic,
     check_device,
-    learning_rate,
     own_random_state,
 )
 from biases.ablation.data import Text
@@ -40,14 +39,11 @@ from biases.ablation.spec import Cell, TrainConfig
 
 __all__ = [
     "Build",
-    "Progress",
     "build_model",
-    "check_device",
     "check_text",
     "describe",
     "generator",
     "initialise",
-    "learning_rate",
     "train_cell",
     "training_batch",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from biases._checks import fail
+from biases._exit_codes import INTERRUPTED
 from biases._files import write_atomically
 from biases.attention import BACKENDS
 from biases.bench.cases import DIRECTIONS
@@ -20,7 +21,6 @@ from biases.bench.rows import Row, exit_code
 
 LEVELS = ("operator", "layer", "model", "training")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-INTERRUPTED = 130
 USUAL: dict[str, Any] = {
     "batch": 1,
     "heads": 8,

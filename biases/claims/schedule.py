@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from biases.ablation import TrainConfig
-from biases.ablation.training import learning_rate
+from biases.ablation._loop import learning_rate
 
 PUBLISHED = TrainConfig()
 

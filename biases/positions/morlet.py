@@ -118,10 +118,11 @@ class MorletPosition(nn.Module):
         return omega, sigma
 
     def learned(self) -> dict[str, Tensor]:
-        """Of every pair, (C / 2,): omega and sigma as used, and the product omega sigma of the parameters before any
+        """Of every pair, (C / 2,): omega, sigma and their product as used, and the product of the parameters before any
         clamp, which tells what the optimiser did from what the clamp does."""
         omega, sigma = self.effective()
-        return {"omega": omega, "sigma": sigma, "unclamped_product": (self.log_omega + self.log_sigma).exp()}
+        raw = (self.log_omega + self.log_sigma).exp()
+        return {"omega": omega, "sigma": sigma, "product": omega * sigma, "unclamped_product": raw}
 
     def encoding(self, length: int) -> Tensor:
         """(T, C)."""

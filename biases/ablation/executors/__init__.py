@@ -7,26 +7,33 @@ decides what is run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from biases.ablation._cells import BaseCell
 from biases.ablation.kinds import Data
 from biases.ablation.results import Result
 
 Unit = tuple[Any, ...]
 """Cells that are run together: one, or several seeds of one arm."""
 
-Work = Callable[[tuple[BaseCell, ...], Data, Callable[[dict[str, Any]], None]], list[Result]]
-"""``work(cells, data, progress)`` trains a unit and returns a result a cell; it must be importable elsewhere."""
+Work = Callable[..., list[Result]]
+"""``work(cells, data, progress)`` trains a unit and returns a result a cell; it must be importable elsewhere.
+
+One for GPUs takes ``device`` by name."""
+
+
+class UnitDied(BrokenExecutor):
+    """A unit that ended what ran it, again and again, with no other in it."""
 
 
 class Executor(Protocol):
     """Runs units somewhere else.
 
     A future's exception is a unit that was lost, never a training that failed, which is a result:
-    :class:`~concurrent.futures.BrokenExecutor` where what ran it died.
+    :class:`UnitDied`; :class:`~concurrent.futures.process.BrokenProcessPool`, of every unit in flight where one of them
+    ended a process that they share, after which further units may be submitted; any other
+    :class:`~concurrent.futures.BrokenExecutor` is the executor's end.
     """
 
     @property
@@ -35,7 +42,11 @@ class Executor(Protocol):
         ...
 
     def submit(self, cells: Unit) -> Future[list[Result]]:
-        """Start a unit as soon as there is room."""
+        """Start a unit as soon as there is room.
+
+        Raises:
+            BrokenExecutor: nothing can be run any more.
+        """
         ...
 
     def events(self) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,8 @@ import queue
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -45,8 +46,28 @@ def _work(cells: Unit) -> list[Result]:
     return _here["work"](cells, _here["data"], _here["events"].put)
 
 
+def _nothing() -> None:
+    """The work of a worker that only has to start."""
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes started within it are deaf to Ctrl-C from their first moment; it reaches this one afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class LocalExecutor:
-    """So many worker processes, spawned, of one thread each; use :func:`open_local`."""
+    """So many worker processes, spawned, of one thread each; use :func:`open_local`.
+
+    When a worker dies, the next unit is run by new ones.
+    """
 
     def __init__(self, workers: int, data: Data, work: Work) -> None:
         try:
@@ -54,16 +75,38 @@ class LocalExecutor:
         except Exception as error:
             raise ValueError(f"build: expected an importable function, got {work} ({error})") from error
         self.slots = workers
+        # Bytes travel, not tensors: shared memory is scarce in containers. The copy is without cached views.
+        self._content = pickle.dumps(dataclasses.replace(data))
+        self._work = work
+        self._open()
+
+    def _open(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._reader, self._lifeline = context.Pipe(duplex=False)
+        # A worker that died may have held its lock.
         self._events: Any = context.Queue()
-        # Bytes travel, not tensors: shared memory is scarce in containers. The copy is without cached views.
-        content = pickle.dumps(dataclasses.replace(data))
-        arguments = (content, self._reader, self._events, work)
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+        arguments = (self._content, self._reader, self._events, self._work)
+        self._pool = ProcessPoolExecutor(self.slots, mp_context=context, initializer=_start_worker, initargs=arguments)
 
     def submit(self, cells: Unit) -> Future[list[Result]]:
-        return self._pool.submit(_work, cells)
+        """Start a unit as soon as there is room.
+
+        Raises:
+            BrokenExecutor: workers cannot be started.
+        """
+        with _uninterrupted():
+            try:
+                return self._pool.submit(_work, cells)
+            except BrokenProcessPool:
+                self.close(finish=False)
+                self._open()
+                first = self._pool.submit(_nothing)
+        try:
+            first.result()
+        except BrokenProcessPool as error:
+            raise BrokenExecutor(f"worker processes die as they start: {error}") from error
+        with _uninterrupted():
+            return self._pool.submit(_work, cells)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What the workers have told since the last call."""

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from biases._checks import fail, positive_int
-from biases.ablation.executors import Unit
+from biases.ablation.executors import Unit, UnitDied, Work
 from biases.ablation.kinds import Data
 from biases.ablation.results import Result
 
@@ -34,9 +34,6 @@ CHECK_SECONDS = 120.0
 
 EVENTS = 10_000
 """Events kept until the driver asks; the oldest are dropped."""
-
-Work = Callable[..., list[Result]]
-"""An executor's ``Work``; one for GPUs takes ``device`` by name."""
 
 
 class _Events:
@@ -122,8 +119,8 @@ class RayExecutor:
     def submit(self, cells: Unit) -> Future[list[Result]]:
         """Train ``cells`` together on one node.
 
-        The future's errors: ``ValueError``, the node has other code than the driver; ``BrokenExecutor``, Ray
-        gave the unit up; whatever the work raised.
+        The future's errors: ``ValueError``, the node has other code than the driver; ``UnitDied``, its workers or nodes
+        died as often as Ray tried; ``BrokenExecutor``, Ray itself failed; whatever the work raised.
         """
         unit = functools.partial(_train, self._work, cells, self._cpus)
         task = self._run.remote(self._expected, self._ray.cloudpickle.dumps(unit), [self._data], self._events)
@@ -150,15 +147,15 @@ class RayExecutor:
 
     def _deliver(self, cells: Unit, future: Future[list[Result]], done: Future[Any]) -> None:
         self._flying.pop(future, None)
-        error = done.exception()
-        if isinstance(error, self._ray.exceptions.RayError) and not isinstance(
-            error, self._ray.exceptions.RayTaskError
-        ):
+        error, known = done.exception(), self._ray.exceptions
+        if isinstance(error, known.RayError) and not isinstance(error, known.RayTaskError):
             names = ", ".join(cell.id for cell in cells)
-            lost = BrokenExecutor(
-                f"Ray gave up on {names}, having replaced a worker or node that died up to {RETRIES} times; often "
-                f"memory ran out; run again to resume ({error})"
-            )
+            lost = BrokenExecutor(f"Ray lost {names} ({error})")
+            if isinstance(error, known.WorkerCrashedError | known.NodeDiedError | known.OutOfMemoryError):
+                lost = UnitDied(
+                    f"Ray gave up on {names}, having replaced a worker or node that died up to {RETRIES} times, often "
+                    f"for want of memory ({error})"
+                )
             lost.__cause__ = error
             future.set_exception(lost)
         elif error is not None:
