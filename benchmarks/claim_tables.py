@@ -9,17 +9,17 @@ from typing import Any
 
 from benchmarks.markdown_tables import escaped, table
 from biases.claims import VERDICTS
-from biases.claims.ledger import CONDITIONAL, NOT_REPRODUCIBLE, PAPERS
+from biases.claims.ledger import APART, CONDITIONAL, NOT_REPRODUCIBLE, PAPERS
 
 TELLING = (
     "ega-causal",
     "ega-gain-without-the-future",
     "ega-gate-after-softmax",
     "superadditivity",
-    "mope-encodes-position",
     "mope-boundary-without-data",
     "rmt-linear-complexity",
-    "swat-released-code",
+    "retnet-first-chunkwise",
+    "swat-forward-looking",
 )
 """Entries that the README shows."""
 
@@ -31,16 +31,20 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def counts(rows: Rows) -> str:
-    """How many entries have which verdict, by paper."""
+    """How many statements have which verdict, by paper, and the other kinds of entries below."""
     head = ["paper", "entries", *(SHORT.get(verdict, verdict) for verdict in VERDICTS)]
+    stated = [row for row in rows if row["kind"] not in APART]
+    groups = {
+        f"[{title}](https://arxiv.org/abs/{paper})": [row for row in stated if row["paper"] == paper]
+        for paper, title in PAPERS.items()
+    }
+    groups["all that was executed"] = stated
+    groups |= {f"apart: {kind}": [row for row in rows if row["kind"] == kind] for kind in APART}
     lines = []
-    for paper in PAPERS:
-        found = Counter(row["status"] for row in rows if row["paper"] == paper)
-        if found:
-            name = f"[{PAPERS[paper]}](https://arxiv.org/abs/{paper})"
-            lines.append([name, str(found.total()), *(str(found[verdict] or "") for verdict in VERDICTS)])
-    found = Counter(row["status"] for row in rows)
-    lines.append(["all", str(found.total()), *(str(found[verdict]) for verdict in VERDICTS)])
+    for name, group in groups.items():
+        found = Counter(row["status"] for row in group)
+        if group:
+            lines.append([name, str(len(group)), *(str(found[verdict] or "") for verdict in VERDICTS)])
     return "\n".join(table(head, lines))
 
 

@@ -16,7 +16,7 @@ from biases._files import write_atomically
 from biases.ablation.stats_command import analyse_folder
 from biases.ablation.study import Study, load_study
 from biases.ablation.study_folder import STUDY_FILE
-from biases.claims import cost, run_claims
+from biases.claims import run_claims
 from biases.claims.analyses import KEPT, SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,15 +105,6 @@ def refresh_analyses(runs: Path = RUNS, data: Path = KEPT) -> list[Path]:
         path.unlink()
         changed.append(path)
     return changed
-
-
-def refresh_cost() -> list[Path]:
-    """Bring the package's extract of the measured costs up to date."""
-    ratios = RESULTS / "ratios_cpu.json"
-    if cost.FILE.exists() and cost.load() == cost.extract(json.loads(ratios.read_text())):
-        return []
-    cost.write(ratios)
-    return [cost.FILE]
 
 
 def refresh_ledger(make: Callable[[], dict[str, Any]] = made_ledger, path: Path = LEDGER) -> list[Path]:

@@ -252,7 +252,7 @@ def write_pages() -> list[Path]:
 
 
 def main() -> int:
-    changed = [*kept.refresh_analyses(), *kept.refresh_cost()]
+    changed = kept.refresh_analyses()
     try:
         changed += kept.refresh_ledger()
     except RuntimeError as error:

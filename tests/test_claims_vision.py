@@ -6,24 +6,35 @@ import pytest
 import torch
 
 from biases.claims import CLAIMS, get, run_claims
-from biases.claims._judge import exponent, influence, judged, limited, manhattan_distance, multiply_adds, normal, rise
-from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, NOT_REPRODUCIBLE
+from biases.claims._judge import (
+    exponent,
+    influence,
+    judged,
+    limited,
+    manhattan_distance,
+    multiply_adds,
+    normal,
+    reconstructed,
+    rise,
+)
+from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE
 from biases.claims.ledger import Row
 
 VERDICTS = {
     "alibi-any-length": HOLDS,
     "alibi-key-bias": CONDITIONAL,
     "alibi-slopes": CONDITIONAL,
-    "ega-daubechies-filters": HOLDS,
+    "ega-daubechies-filters": CONDITIONAL,
     "g1-headwise": HOLDS,
     "g1-low-rank": HOLDS,
     "g1-non-linearity": CONDITIONAL,
-    "g1-parameters": HOLDS,
+    "g1-parameters": CONDITIONAL,
     "g1-range": HOLDS,
+    "g1-sinks": INCONCLUSIVE,
     "g1-tables-agree": FAILS,
     "gated-swinrmt-global-windows": CONDITIONAL,
-    "gated-swinrmt-isolation": HOLDS,
-    "gated-swinrmt-locality": HOLDS,
+    "gated-swinrmt-isolation": CONDITIONAL,
+    "gated-swinrmt-locality": CONDITIONAL,
     "gated-swinrmt-mini-imagenet": NOT_REPRODUCIBLE,
     "gated-swinrmt-normalised-output": NOT_REPRODUCIBLE,
     "gated-swinrmt-parameters": CONDITIONAL,
@@ -48,6 +59,7 @@ VERDICTS = {
     "rmt-stem": FAILS,
     "rmt-theta-relative": CONDITIONAL,
     "rope-relative": HOLDS,
+    "swat-average-accuracy": FAILS,
     "swat-balanced-outperforms": FAILS,
     "swat-balanced-slopes": HOLDS,
     "swat-forward-looking": FAILS,
@@ -164,6 +176,24 @@ def test_a_statement_that_fails_would_hold_if_the_code_did_as_it_says(monkeypatc
     found = {id: run(id).status for id in ("rmt-equation-5", "rmt-linear-complexity", "retnet-first-chunkwise")}
     assert set(found.values()) == {HOLDS}, found
     assert run("rmt-decomposed-stages").evidence.counterexample.keys() == {"s", "b", "l"}
+
+
+def test_models_of_another_size_overturn_the_count(monkeypatch):
+    from biases.claims import gated_swinrmt
+    from biases.gates import OutputGate
+
+    parameters = gated_swinrmt.parameters
+    monkeypatch.setattr(
+        gated_swinrmt, "parameters", lambda part: parameters(part) * (1 if isinstance(part, OutputGate) else 3)
+    )
+    assert run("gated-swinrmt-parameters").status == FAILS
+
+
+def test_what_holds_in_our_reconstruction_is_conditional():
+    held = reconstructed("x", error=0.0, tolerance=1.0, values={"n": 1})
+    assert (held.verdict, held.conditions[:21]) == (CONDITIONAL, "in our reconstruction")
+    failed = reconstructed("x", error=2.0, tolerance=1.0, counterexample={"n": 1})
+    assert (failed.verdict, failed.conditions) == (FAILS, "")
 
 
 def test_judged_by_the_error():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,16 @@ def limited(
         values=values,
         **more,
     )
+
+
+def reconstructed(
+    text: str, *, error: float, tolerance: float, counterexample: Mapping[str, Any] | None = None, **more: Any
+) -> Evidence:
+    """As :func:`judged`, of equations that the paper does not print: what holds, holds in our reconstruction."""
+    found = judged(text, error=error, tolerance=tolerance, counterexample=counterexample, **more)
+    if found.verdict != HOLDS:
+        return found
+    return replace(found, verdict=CONDITIONAL, conditions="in our reconstruction, as the paper prints no equations")
 
 
 def normal(seed: int, *shape: int) -> Tensor:

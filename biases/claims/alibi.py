@@ -21,7 +21,7 @@ HEADS, LENGTH = 4, 12
 @claim(
     id="alibi-slopes",
     paper=PAPER,
-    location="section 3; the authors' code",
+    location="ofirpress/attention_with_linear_biases 4b92f28; location in the paper not known to us",
     kind="identity",
     statement="For n heads the slopes are the geometric sequence that starts at 2^(-8/n) and has that as its ratio.",
 )
@@ -53,7 +53,7 @@ def slopes() -> Evidence:
 @claim(
     id="alibi-key-bias",
     paper=PAPER,
-    location="author's answer in issue 9 of the code",
+    location="author's answer in issue 9 of ofirpress/attention_with_linear_biases",
     kind="identity",
     statement="Adding slope * j, the same for all queries, is the same as adding -slope * (i - j).",
 )
@@ -83,7 +83,7 @@ def key_bias() -> Evidence:
 @claim(
     id="alibi-any-length",
     paper=PAPER,
-    location="section 3",
+    location="location in the paper not known to us",
     kind="invariance",
     statement="ALiBi adds no parameters and no position embeddings, and its penalty for distance, a bias towards "
     "recency, is defined for inputs longer than those of training.",
@@ -113,7 +113,7 @@ def any_length() -> Evidence:
 @claim(
     id="rope-relative",
     paper="2104.09864",
-    location="Eq. 16 and 34",
+    location="location in the paper not known to us",
     kind="invariance",
     statement="Rotating queries and keys by their positions makes scores depend on the relative position alone, and "
     "keeps their norms.",

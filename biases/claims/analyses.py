@@ -1,4 +1,4 @@
-"""Analyses of the studies, as ``biases stats DIR --json`` prints them, and what they say of a statement.
+"""Analyses of the studies, as ``biases stats DIR --json`` prints them.
 
 They are read from ``<study>-<size>.json`` in a folder, by default the one that comes with the package.
 """
@@ -6,21 +6,24 @@ They are read from ``<study>-<size>.json`` in a folder, by default the one that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from biases._checks import fail, one_of
-from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, Evidence
+from biases._checks import fail
+from biases.claims.evidence import INCONCLUSIVE, Evidence
 
 PAPER, SMALL = "paper", "small"
 SIZES = (PAPER, SMALL)
+"""Sizes of the studies, the largest first."""
 SCHEMA = 1
-STATED = ("better", "worse", "equivalent")
 FOLDER: ContextVar[Path] = ContextVar("folder of the analyses")
 KEPT = Path(__file__).with_name("data")
+
+Analysis = Mapping[str, Any]
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def reading(folder: Path | str | None) -> Iterator[None]:
 
 
 def analyses_of(study: str) -> list[tuple[str, dict[str, Any]]]:
-    """``(file name, analysis)`` of a study, that of the paper's size first.
+    """``(file name, analysis)`` of a study, the largest size first.
 
     Raises:
         ValueError: a file that is no analysis of that study and size.
@@ -63,38 +66,51 @@ def analyses_of(study: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def compared(study: str, *, stated: str, published: str, metric: str, **arms: str) -> Evidence:
-    """What a contrast of a study says of a statement.
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one size of a study says of a statement.
+
+    Attributes:
+        evidence: ``None`` where there is no interval.
+        decided: whether all was there that a verdict takes.
+        note: how far it got, a phrase for the text of another size's evidence.
+    """
+
+    evidence: Evidence | None = None
+    decided: bool = False
+    note: str
+
+
+def among_sizes(study: str, published: str, judge: Callable[[str, Analysis], Finding]) -> Evidence:
+    """The evidence of the largest size that reached a verdict, or else of the largest that has an interval.
 
     Args:
         study: its name.
-        stated: what the paper says of arm a beside arm b (or of the interaction), one of :data:`STATED`; a loss that is
-            lower is better.
         published: the paper's number and setting, in words.
-        metric: of the contrast.
-        arms: ``a`` and ``b``, or ``y00``, ``y10``, ``y01`` and ``y11``.
+        judge: of a file's name and its analysis.
 
     Returns:
-        ``"holds"`` only in the paper's size; in another one that the contrast agrees is a condition. Contrasts outside
-        the declared family have an interval and no test, and are inconclusive.
+        Inconclusive where no size has an interval. Sizes that got less far are named in the text.
     """
-    one_of("stated", stated, STATED)
-    for file, analysis in analyses_of(study):
-        for row in analysis["contrasts"]:
-            if row["arms"] == arms and row["metric"] == metric and row["interval"] is not None:
-                return _judge(file, analysis, row, stated, published)
-    return missing(study, published)
+    findings = [(analysis["size"], judge(file, analysis)) for file, analysis in analyses_of(study)]
+    if not findings:
+        command = f"biases ablate benchmarks/ablations/{study}-{SMALL}.toml"
+        text = f"No results of study {study} are here; `{command}` makes them. Published: {published}."
+        return Evidence(verdict=INCONCLUSIVE, text=text)
+    decided = [each for _, each in findings if each.decided]
+    told = [each for _, each in findings if each.evidence is not None]
+    chosen = [*decided, *told, findings[0][1]][0]
+    rest = [(size, each) for size, each in findings if each is not chosen and not each.decided]
+    others = "".join(f" Size {size}: {each.note}." for size, each in rest)
+    evidence = chosen.evidence
+    if evidence is None:
+        text = f"Study {study}, size {findings[0][0]}: {chosen.note}.{others} Published: {published}."
+        return Evidence(verdict=INCONCLUSIVE, text=text)
+    return replace(evidence, text=evidence.text + others)
 
 
-def missing(study: str, published: str) -> Evidence:
-    """Inconclusive for want of results."""
-    command = f"biases ablate benchmarks/ablations/{study}-{SMALL}.toml"
-    text = f"No results of study {study} that bear on this are here; `{command}` makes them. Published: {published}."
-    return Evidence(verdict=INCONCLUSIVE, text=text)
-
-
-def setting(analysis: Mapping[str, Any]) -> str:
-    """The size of a study in words: model and training."""
+def setting(analysis: Analysis) -> str:
+    """The setting of a study in words: data, model and training."""
     model, train = analysis["config"]["model"], analysis["config"].get("train", {})
     parts = [f"{model[key]} {key}" for key in ("layers", "heads") if key in model]
     parts += [f"{name} {model[key]}" for key, name in (("dim", "width"), ("context", "context")) if key in model]
@@ -103,41 +119,7 @@ def setting(analysis: Mapping[str, Any]) -> str:
     return ", ".join([*([str(data)] if data else []), *parts])
 
 
-def _judge(file: str, analysis: Mapping[str, Any], row: Mapping[str, Any], stated: str, published: str) -> Evidence:
-    low, high = row["interval"]
-    words = f"{row['name']}: {row['mean']:+.4g} {row['unit']}, {100 * row['confidence']:g} % interval "
-    words += f"[{low:+.4g}, {high:+.4g}], n = {row['n']}"
-    if row["family"] and row["p_holm"] is not None:
-        words += f", Holm-adjusted p = {row['p_holm']:.3g} (smallest attainable {row['p_holm_smallest']:.3g})"
-    reached = row["verdict"] if row["family"] else ""
-    text = f"{words}: {_in_words(row)}. Study {analysis['study']}, size {analysis['size']} ({setting(analysis)}). "
-    text += f"Published: {published}."
-    if reached not in STATED:
-        verdict = INCONCLUSIVE
-    elif reached != stated:
-        verdict = FAILS
-    else:
-        verdict = HOLDS if analysis["size"] == PAPER else CONDITIONAL
-    conditions = f"size {analysis['size']}, smaller than the paper's: {setting(analysis)}"
-    return Evidence(
-        verdict=verdict,
-        text=text,
-        conditions=conditions if verdict == CONDITIONAL else "",
-        **measured(file, analysis, row["interval"], row["n"], row["unit"]),
-        values={"mean": row["mean"], "p_holm": row["p_holm"], "verdict of the contrast": row["verdict"]},
-    )
-
-
-def _in_words(row: Mapping[str, Any]) -> str:
-    """The verdict of a contrast, by direction: what is better depends on the metric."""
-    if not row["family"]:
-        return "outside the declared family, so there is no test"
-    if row["verdict"] not in ("better", "worse"):
-        return row["verdict"]
-    return "higher" if (row["verdict"] == "better") == row["larger_is_better"] else "lower"
-
-
-def measured(file: str, analysis: Mapping[str, Any], interval: Any, seeds: int, unit: str) -> dict[str, Any]:
+def measured(file: str, analysis: Analysis, interval: Any, seeds: int, unit: str) -> dict[str, Any]:
     """Fields of :class:`~biases.claims.evidence.Evidence` that every measurement has."""
     low, high = interval
     revisions = ", ".join(sorted(revision[:12] for revision in analysis["provenance"]["git"]))

@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 
+from biases._exit_codes import FAILED, NOTHING, OK
 from biases.claims.analyses import reading
-from biases.claims.ledger import PAPERS, VERDICTS, Row, claims_of, get, run_claims, summary
-
-OK, FAILED, NOTHING = 0, 1, 3
+from biases.claims.ledger import PAPERS, SHORT, VERDICTS, Row, claims_of, get, run_claims, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``biases claims``."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these in full (default: a table of all)")
-    parser.add_argument("--verdict", choices=VERDICTS, metavar="V", help=f"only these: {', '.join(VERDICTS)}")
+    parser.add_argument(
+        "--verdict",
+        choices=(*VERDICTS, *SHORT.values()),
+        metavar="V",
+        help=f"only these: {', '.join(VERDICTS)} (or, short, {', '.join(SHORT.values())})",
+    )
     parser.add_argument("--paper", choices=PAPERS, metavar="P", help="only those of this arXiv identifier")
     what = "analyses <study>-<size>.json, as `biases stats RUN --json` prints them (default: those of the package)"
     parser.add_argument("--results", metavar="DIR", help=what)
 
 
 def run(options: argparse.Namespace) -> int:
-    """``biases claims [ID...]``: returns the exit code: 1 where a test could not be run, 3 where there was none to run.
+    """``biases claims [ID...]``: returns the exit code: 1 where a test could not be run, 3 where nothing is shown.
 
     What a test says of a paper is no failure.
 
@@ -33,7 +37,9 @@ def run(options: argparse.Namespace) -> int:
     with reading(options.results):
         rows = _progress(ids)
     # A test that could not be run has no verdict that could be asked for, and is not passed over.
-    shown = [row for row in rows if options.verdict in (None, row.status) or row.evidence is None]
+    shown = [
+        row for row in rows if options.verdict in (None, row.status, SHORT.get(row.status)) or row.evidence is None
+    ]
     if options.json:
         document = {"schema": 1, "claims": [row.as_dict() for row in shown], "summary": summary(shown)}
         print(json.dumps(document, indent=1, allow_nan=False))
@@ -47,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
             show_all(shown)
     if any(row.evidence is None for row in rows):
         return FAILED
-    return OK if rows else NOTHING
+    return OK if shown else NOTHING
 
 
 def _progress(ids: list[str]) -> list[Row]:

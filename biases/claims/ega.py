@@ -125,7 +125,8 @@ def gate_after_softmax() -> Evidence:
     paper=P2,
     location="Eq. 10 beside Eq. 5",
     kind="identity",
-    statement="Eq. 10 lets the gate multiply the logit; Eq. 5 lets it multiply the weight. Both are called EGA.",
+    statement="Eq. 10, where the gate multiplies the logit, and Eq. 5, where it multiplies the weight, define the same "
+    "weights: both are called EGA.",
 )
 def gate_multiplies_logits() -> Evidence:
     layer, x = _layer("ega"), _tokens(1, TOKENS, DIM)
@@ -179,7 +180,7 @@ def gate_range() -> Evidence:
     paper=P1,
     location="section 3.2; Algorithm 1 omits it",
     kind="identity",
-    statement="The energy e = w . x + b has a learned bias b.",
+    statement="The bias b of the energy e = w . x + b has an effect.",
 )
 def bias_is_learned() -> Evidence:
     layer, x = _layer("ega"), _tokens(2, TOKENS, DIM)
@@ -205,25 +206,29 @@ def bias_is_learned() -> Evidence:
 )
 def reflect_padding_causal() -> Evidence:
     x, filters = _tokens(1, TOKENS, DIM), ConvolutionEnergy(DIM, HEADS).double()
-    length = 7
+    length, at = 7, 3
     convolution = filters.convolutions[filters.lengths.index(length)]
 
-    def filtered(mode: str, at: int) -> float:
-        """Largest change of an output before token ``at`` when it changes by 1."""
+    def filtered(mode: str, pad: int) -> float:
+        """Largest change of an output before token ``at`` when it changes by 1; outputs are aligned with their tokens.
+
+        What is padded beyond ``length - 1`` is seen by no output.
+        """
         other = x.clone()
         other[:, at] += 1.0
-        padded = (F.pad(y.mT, (length - 1, 0), mode=mode) for y in (x, other))
+        padded = (F.pad(y.mT, (pad, 0), mode=mode) for y in (x, other))
         with torch.no_grad():
-            before, after = (convolution(y)[..., :at] for y in padded)
+            before, after = (convolution(y)[..., -TOKENS:][..., :at] for y in padded)
         return (after - before).abs().max().item()
 
-    reflected, zeros = filtered("reflect", 3), filtered("constant", 3)
+    reflected, zeros = filtered("reflect", 2 * length), filtered("constant", length - 1)
     return judged(
-        text=f"With reflection, changing token 3 changes an output before it by {reflected:.2g} (length {length}): "
+        text=f"Padded by {2 * length} in reflect mode, changing token {at} changes an output before it by "
+        f"{reflected:.2g} (length {length}): "
         f"reflected samples are later samples. Padded with zeros, as released, the change is {zeros:.2g}.",
         error=reflected,
         tolerance=ROUNDING,
-        counterexample={"changed token": 3, "filter length": length, "change before it": reflected},
+        counterexample={"changed token": at, "filter length": length, "change before it": reflected},
         values={"change with zeros": zeros},
     )
 
@@ -231,9 +236,9 @@ def reflect_padding_causal() -> Evidence:
 @claim(
     id="ega-conv-lag-causal",
     paper=P2,
-    location="appendix B, Algorithm 1",
-    kind="invariance",
-    statement="Lag attention, masked after the mixing of the lags, is one of the causal models compared.",
+    location="beside appendix B, Algorithm 1",
+    kind="control",
+    statement="Is lag attention, masked after the mixing of the lags and compared with causal models, causal itself?",
 )
 def conv_lag_causal() -> Evidence:
     change, where = _change_before_the_last(_layer("conv-lag-4"), _tokens(1, TOKENS, DIM))
@@ -250,8 +255,8 @@ def conv_lag_causal() -> Evidence:
     id="ega-conv-lag-mixes-lags",
     paper=P2,
     location="appendix B, Algorithm 1 (CONV-L4, CONV-L8)",
-    kind="method",
-    statement="Lag attention mixes the logits over learned lags -L..L; its +0.007 and +0.005 are its effect.",
+    kind="control",
+    statement="Does the released shift mix logits over lags -L..L, in the interior, more than L keys from the borders?",
 )
 def conv_lag_mixes() -> Evidence:
     length, lags = 24, 4

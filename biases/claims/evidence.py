@@ -31,8 +31,9 @@ class Evidence:
         error: largest deviation from the statement.
         tolerance: largest error that counts as rounding; together with ``error``.
         counterexample: plain JSON values, small enough to read.
-        interval: of the mean over seeds, with ``seeds``, ``size`` and ``unit``.
-        seeds: number of seeds.
+        interval: of the mean over seeds, or what the text says, with ``seeds``, ``size`` and ``unit``.
+        seeds: number of seeds, or of what else was ``repeated``.
+        repeated: what ``seeds`` counts: ``"seeds"``, or ``"rounds"`` of a timing.
         size: of the study, such as ``"small"``.
         unit: of ``interval``.
         source: what was read or run: file and entry, or call.
@@ -54,6 +55,7 @@ class Evidence:
     seeds: int | None = None
     size: str = ""
     unit: str = ""
+    repeated: str = "seeds"
     source: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
 

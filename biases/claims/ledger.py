@@ -20,6 +20,7 @@ from biases._checks import fail, one_of
 from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE, VERDICTS, Evidence
 
 __all__ = [
+    "APART",
     "CLAIMS",
     "CONDITIONAL",
     "FAILS",
@@ -28,6 +29,8 @@ __all__ = [
     "KINDS",
     "NOT_REPRODUCIBLE",
     "PAPERS",
+    "SHORT",
+    "STATEMENTS",
     "VERDICTS",
     "Claim",
     "Evidence",
@@ -39,7 +42,17 @@ __all__ = [
     "summary",
 ]
 
-KINDS = ("theorem", "identity", "count", "invariance", "empirical", "method")
+STATEMENTS = ("theorem", "identity", "count", "invariance", "empirical", "method")
+"""Kinds of statements of the papers that are executed."""
+APART = {
+    "control": "questions of ours",
+    "arithmetic": "arithmetic on published numbers",
+    "reading": "readings of text and code",
+}
+"""Kinds that are counted by themselves, in words. A control that does not hold is no failure of the paper."""
+KINDS = (*STATEMENTS, *APART)
+SHORT = {CONDITIONAL: "holds if ...", NOT_REPRODUCIBLE: "not reproducible"}
+"""Of the longer verdicts."""
 PAPERS = {
     "2605.21842": "Energy-Gated Attention (EGA)",
     "2605.26355": "EGA and wavelet positional encoding",
@@ -59,7 +72,7 @@ PAPERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One statement of a paper.
+    """One statement of a paper, or, of the kind ``"control"``, a question that it leaves open.
 
     Attributes:
         id: kebab-case, prefixed by the paper's tag.
@@ -88,7 +101,7 @@ class Claim:
 
         Raises:
             ValueError: an empirical verdict without interval, seeds and size. Inconclusive for want of results and
-                "not reproducible" need none; inconclusive with seeds needs its interval.
+                "not reproducible" need none; inconclusive with seeds, and a control that has seeds, need theirs.
         """
         if not isinstance(evidence, Evidence):
             fail(f"evidence of {self.id!r}", "an Evidence", type(evidence).__name__)
@@ -96,8 +109,10 @@ class Claim:
             excused = evidence.verdict == NOT_REPRODUCIBLE or (
                 evidence.verdict == INCONCLUSIVE and evidence.seeds is None
             )
-            if evidence.interval is None and not excused:
-                fail(f"empirical evidence of {self.id!r}", "an interval, with seeds and size", evidence.verdict)
+        else:
+            excused = self.kind != "control" or evidence.seeds is None
+        if evidence.interval is None and not excused:
+            fail(f"{self.kind} evidence of {self.id!r}", "an interval, with seeds and size", evidence.verdict)
         return evidence
 
 
@@ -208,7 +223,14 @@ def _run(entry: Claim) -> Row:
     return Row(claim=entry, evidence=evidence, message=message, seconds=time.perf_counter() - start)
 
 
-def summary(rows: Iterable[Row]) -> dict[str, int]:
-    """Status -> how many, those that there are, in the order of :data:`VERDICTS`, errors last."""
-    counts = Counter(row.status for row in rows)
-    return {status: counts[status] for status in (*VERDICTS, "error") if counts[status]}
+def summary(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """``"statements"``, and each kind of :data:`APART` that there is: status -> how many, those that there are, in the
+    order of :data:`VERDICTS`, errors last."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("statements", *APART)}
+    for row in rows:
+        counts[row.claim.kind if row.claim.kind in APART else "statements"][row.status] += 1
+    return {
+        name: {status: found[status] for status in (*VERDICTS, "error") if found[status]}
+        for name, found in counts.items()
+        if found or name == "statements"
+    }

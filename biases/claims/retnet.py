@@ -26,7 +26,7 @@ def _drawn() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @claim(
     id="retnet-three-forms",
     paper=PAPER,
-    location="section 2.1",
+    location="the three representations; location in the paper not known to us",
     kind="identity",
     statement="The parallel, recurrent and chunkwise forms of retention are one function.",
 )
@@ -62,7 +62,7 @@ def _without_zeta(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, chunk: int) ->
 @claim(
     id="retnet-first-chunkwise",
     paper=PAPER,
-    location="chunkwise representation of the first version",
+    location="chunkwise representation of the first version; location in the paper not known to us",
     kind="identity",
     statement="R_i = K^T V + gamma^B R_(i-1) carries the state from chunk to chunk.",
 )
@@ -94,7 +94,7 @@ def first_chunkwise() -> Evidence:
 @claim(
     id="retnet-score-normalisation",
     paper=PAPER,
-    location="section 2.2, retention score normalization",
+    location="microsoft/torchscale 4d1e0e8; location in the paper not known to us",
     kind="invariance",
     statement="Dividing queries' scores, rows of the decay and rows of the retention by positive numbers changes "
     "nothing, as the norm of each head is invariant to scale.",
@@ -128,7 +128,7 @@ def score_normalisation() -> Evidence:
 @claim(
     id="retnet-linear-complexity",
     paper=PAPER,
-    location="abstract; chunkwise representation",
+    location="chunkwise representation; location in the paper not known to us",
     kind="count",
     statement="The chunkwise form models long sequences with linear complexity; the parallel form is quadratic.",
 )

@@ -109,9 +109,9 @@ def log_decay_before_softmax() -> Evidence:
 @claim(
     id="rmt-equation-5",
     paper=PAPER,
-    location="Eq. 5",
-    kind="identity",
-    statement="MaSA(X) = (Softmax(Q K^T) . D) V is the attention of the released model.",
+    location="Eq. 5; issue 21 of qhfan/RMT",
+    kind="control",
+    statement="Is MaSA(X) = (Softmax(Q K^T) . D) V, as printed, the attention of the released model?",
 )
 def equation_5() -> Evidence:
     q, k = (normal(n, 1, HEADS, HEIGHT, WIDTH, 6) for n in (1, 2))
@@ -194,7 +194,7 @@ def decomposed_attention() -> Evidence:
 @claim(
     id="rmt-decomposed-receptive-field",
     paper=PAPER,
-    location="section 3, decomposition",
+    location="text on the decomposition",
     kind="invariance",
     statement="The decomposed form has the same shape of receptive field as full MaSA and fully preserves the prior.",
 )

@@ -11,17 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from biases.claims.ledger import (
+    APART,
     CONDITIONAL,
     FAILS,
     HOLDS,
     INCONCLUSIVE,
-    NOT_REPRODUCIBLE,
     PAPERS,
+    SHORT,
     Row,
     summary,
 )
 
-SHORT = {CONDITIONAL: "holds if ...", NOT_REPRODUCIBLE: "not reproducible"}
 STYLES = {HOLDS: "green", CONDITIONAL: "green", FAILS: "red", INCONCLUSIVE: "yellow", "error": "bold red"}
 
 
@@ -40,11 +40,14 @@ def show_all(rows: Sequence[Row]) -> None:
         for row in of_paper:
             verdict = Text(SHORT.get(row.status, row.status), style=STYLES.get(row.status, ""))
             # Statements may hold what looks like markup.
-            table.add_row(row.claim.id, verdict, Text(row.message or row.claim.statement))
+            kind = f" [{row.claim.kind}]" if row.claim.kind in APART else ""
+            table.add_row(row.claim.id, verdict, Text((row.message or row.claim.statement) + kind))
         console.print(table)
         console.print()
-    counts = ", ".join(f"{number} {status}" for status, number in summary(rows).items())
-    console.print(f"{len(rows)} claims: {counts or 'none'}", markup=False)
+    for name, found in summary(rows).items():
+        counts = ", ".join(f"{number} {status}" for status, number in found.items())
+        what = APART.get(name, "statements of the papers, executed")
+        console.print(f"{sum(found.values())} {what}: {counts or 'none'}", markup=False, highlight=False)
     console.print("the evidence: `biases claims ID`", style="dim", markup=False)
 
 
@@ -73,8 +76,8 @@ def _lines(row: Row) -> list[tuple[str, str]]:
             lines.append(("error", f"{evidence.error:.3g}, tolerance {evidence.tolerance:.3g}"))
         if evidence.interval is not None:
             low, high = evidence.interval
-            what = f"[{low:.4g}, {high:.4g}] {evidence.unit}, {evidence.seeds} seeds, size {evidence.size}"
-            lines.append(("interval", what))
+            of = f"{evidence.seeds} {evidence.repeated}, size {evidence.size}"
+            lines.append(("interval", f"[{low:.4g}, {high:.4g}] {evidence.unit}, {of}"))
         if evidence.counterexample is not None:
             lines.append(("counterexample", json.dumps(evidence.counterexample)))
         if evidence.values:

@@ -36,7 +36,7 @@ def _layer(shifted: bool, mask_value: float | None = None) -> SwinAttention:
 @claim(
     id="swin-complexity",
     paper=PAPER,
-    location="Eq. 1 and 2",
+    location="costs of MSA and W-MSA; location in the paper not known to us",
     kind="count",
     statement="On a map of h x w, attention costs 4 h w C^2 + 2 (h w)^2 C and attention in windows of M x M 4 h w C^2 "
     "+ 2 M^2 h w C: the latter is linear in h w.",
@@ -89,7 +89,7 @@ def _by_region(layer: SwinAttention, x: Tensor) -> Tensor:
 @claim(
     id="swin-cyclic-shift",
     paper=PAPER,
-    location="section 3.2, efficient batch computation",
+    location="shifted windows; location in the paper not known to us",
     kind="identity",
     statement="Rolling the map, cutting it and masking pairs that are not neighbours gives attention in the shifted "
     "windows, the smaller ones at the border included.",
@@ -114,7 +114,7 @@ def cyclic_shift() -> Evidence:
 @claim(
     id="swin-window-count",
     paper=PAPER,
-    location="section 3.2, efficient batch computation",
+    location="shifted windows; location in the paper not known to us",
     kind="count",
     statement="With the cyclic shift the number of windows is that of the regular partition, where shifting alone "
     "would make (h / M + 1) (w / M + 1).",
@@ -141,7 +141,7 @@ def window_count() -> Evidence:
 @claim(
     id="swin-connections",
     paper=PAPER,
-    location="section 3.2",
+    location="shifted windows; location in the paper not known to us",
     kind="invariance",
     statement="Regular windows alone do not connect; shifted windows in the next layer introduce connections between "
     "neighbouring windows.",
@@ -171,7 +171,7 @@ def connections() -> Evidence:
 @claim(
     id="swin-parameters",
     paper=PAPER,
-    location="README of microsoft/Swin-Transformer f82860b",
+    location="microsoft/Swin-Transformer f82860b",
     kind="count",
     statement="Swin-T, S and B have 28, 50 and 88 million parameters.",
 )
@@ -192,7 +192,7 @@ def swin_parameters() -> Evidence:
 @claim(
     id="swin-flops",
     paper=PAPER,
-    location="README of microsoft/Swin-Transformer f82860b",
+    location="microsoft/Swin-Transformer f82860b",
     kind="count",
     statement="Swin-T, S and B take 4.5, 8.7 and 15.4 GFLOPs at 224 x 224.",
 )

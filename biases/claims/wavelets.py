@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from biases.claims._judge import EXACT, judged
+from biases.claims._judge import EXACT, reconstructed
 from biases.claims.evidence import Evidence
 from biases.claims.ledger import claim
 from biases.gates import daubechies
@@ -29,7 +29,7 @@ def daubechies_filters() -> Evidence:
         # Moments of order p grow as n^p; they are held against their sum of magnitudes.
         vanish = [(high * place**p).sum() / (high * place**p).abs().sum() for p in range(moments)]
         errors[name] = max(abs(x.item()) for x in (*shifts, *vanish, low.sum() - 2.0**0.5))
-    return judged(
+    return reconstructed(
         "The filters of the reconstructed gates are orthonormal to their even shifts and have 2 and 4 vanishing "
         f"moments within {max(errors.values()):.0e}. The paper prints no equation for the gate, so that the filters "
         "can be checked and its results cannot.",
