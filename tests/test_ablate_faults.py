@@ -294,9 +294,15 @@ class TestSignals:
         assert "the same command goes on" in told
         assert files(tmp_path / "out") == []
 
-    def test_ctrl_c_waits_until_a_worker_is_started(self):
+    @pytest.mark.parametrize("threads", [0, 2])
+    def test_ctrl_c_waits_until_a_worker_is_started(self, threads):
+        """Also where a thread beside the main one, which does not block the signal, is given it."""
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         reached = []
+        done = threading.Event()
+        others = [threading.Thread(target=done.wait, args=(60,)) for _ in range(threads)]
+        for other in others:
+            other.start()
 
         def started():
             with _uninterrupted():
@@ -307,6 +313,9 @@ class TestSignals:
             with pytest.raises(KeyboardInterrupt):
                 started()
         finally:
+            done.set()
+            for other in others:
+                other.join()
             signal.signal(signal.SIGINT, before)
         assert reached
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

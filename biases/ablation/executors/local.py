@@ -56,11 +56,21 @@ def _uninterrupted() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    came = list[int]()
+    handler = signal.getsignal(signal.SIGINT)
+    # Another thread of this process may be given the signal, and Python then interrupts the main one all the same.
+    deferred = threading.current_thread() is threading.main_thread() and handler is not None
+    if deferred:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if deferred:
+            signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 class LocalExecutor:
