@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -307,6 +308,7 @@ class TestSignals:
         def started():
             with _uninterrupted():
                 os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
                 reached.append(True)
 
         try:
