@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import functools
 import json
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 
 from biases._checks import fail, one_of
 from biases._exit_codes import FAILED, INTERRUPTED, NOTHING, OK
+from biases._signals import terminated_as_interrupted
 from biases.ablation import _locks
 from biases.ablation._cells import BaseGrid
 from biases.ablation._run import existing_result, lock_path
@@ -62,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a study that cannot be run as it is declared or asked for, before anything is.
     """
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         study = load_study(options.spec)
         grid = chosen_grid(study, options)
         execution = chosen_execution(study.execution, options)
@@ -215,23 +214,6 @@ def _device(study: Study, execution: Execution, options: argparse.Namespace) -> 
     asked = f"{study.file} asks for {gpus:g} GPUs a cell and PyTorch finds none here"
     say(f"biases: {asked}: cells of size {study.size!r} train on the CPU")
     return "cpu"
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A job's end by SIGTERM gives the locks back, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _brief(result: Mapping[str, Any]) -> dict[str, Any]:

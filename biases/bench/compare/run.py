@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from biases._checks import fail
 from biases._files import write_atomically
+from biases._signals import terminated_as_interrupted
 from biases.bench.compare.measure import Budget, Measured, Pair
 from biases.bench.compare.options import Options, writable_folder
 from biases.bench.compare.results import Comparison, Row
@@ -67,7 +64,7 @@ def compare(
     if options.out is not None:
         writable_folder("out", options.out)
     run = _Run(states, options, progress)
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         try:
             with Workspace(place) as workspace:
                 run.all(workspace)
@@ -75,23 +72,6 @@ def compare(
             run.interrupted = True
             run.save()
     return run.result()
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a comparison as Ctrl-C does; only the main thread may arrange that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Run:
