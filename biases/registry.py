@@ -124,7 +124,7 @@ def get(name: str) -> Variant:
     """
     if not isinstance(name, str):
         fail("zoo name", "a string", type(name).__name__)
-    base, options = _parse(name)
+    base, options = parse_name(name)
     one_of("zoo name", base, sorted(VARIANTS))
     variant = VARIANTS[base]
     for option in options:
@@ -132,10 +132,13 @@ def get(name: str) -> Variant:
     return replace(variant, name=name, options={**variant.options, **options}) if options else variant
 
 
-def _parse(name: str) -> tuple[str, dict[str, Any]]:
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     """``"ega[statistics=prefix,mixing=True]"`` -> ``("ega", {"statistics": "prefix", "mixing": True})``.
 
     Values may be Python literals, such as ``{'theta_shift': 'axis'}``, or names with options of their own.
+
+    Raises:
+        ValueError: brackets that are no list of options.
     """
     if "[" not in name:
         return name, {}

@@ -1,6 +1,7 @@
 """``biases ablate``: from a study's file to results, killed, shared, sharded, and what it says."""
 
 import errno
+import functools
 import io
 import json
 import os
@@ -12,70 +13,17 @@ import time
 from pathlib import Path
 
 import pytest
+from ablate_runs import ablate, write_spec
+from ablation_models import files
 
 from biases import _files
 from biases.ablation import Cell, _locks, load_results, load_study
 from biases.ablation.progress import Tally, duration, show
-from biases.cli import main
-
-SPEC = """
-schema = 1
-name = "tiny"
-size = "test"
-question = "Does it run?"
-data = "pydoc"
-seeds = 2
-
-[model]
-layers = 1
-heads = 2
-dim = 8
-context = 16
-dropout = 0.0
-
-[train]
-steps = {steps}
-batch = 4
-warmup = 1
-evaluate_every = {steps}
-evaluation_windows = 4
-truncated_positions = 8
-
-[arms.standard]
-
-[arms.ega]
-attention = "ega"
-{more}
-[statistics]
-metric = "full"
-unit = "nats per character"
-smallest_effect = 0.01
-
-[[contrasts]]
-name = "ega - standard"
-a = "ega"
-b = "standard"
-"""
 
 
 @pytest.fixture
 def spec(tmp_path):
-    def write(steps=4, more=""):
-        path = tmp_path / "spec.toml"
-        path.write_text(SPEC.format(steps=steps, more=more))
-        return path
-
-    return write
-
-
-def ablate(capsys, *arguments):
-    """Exit code, standard output, standard error."""
-    code = main(["ablate", *map(str, arguments)])
-    return (code, *capsys.readouterr())
-
-
-def files(out):
-    return sorted(path.name for path in (out / "cells").iterdir() if path.name != ".takeover")
+    return functools.partial(write_spec, tmp_path / "spec.toml")
 
 
 def ids(spec):

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,74 +15,45 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+from ablate_runs import ablate, write_spec
+from ablation_models import WORDS, files
 
 from biases.ablation import (
     Grid,
     ModelConfig,
     TrainConfig,
     _locks,
-    _provenance,
     grid,
     load_results,
     load_study,
     load_text,
 )
 from biases.ablation._loop import check_device
-from biases.ablation._provenance import Source, code_fingerprint
 from biases.ablation.command import _Begun, chosen_grid
 from biases.ablation.executors import UnitDied
 from biases.ablation.executors.local import _uninterrupted, open_local
-from biases.ablation.grid import run_cell, run_grid
+from biases.ablation.grid import run_grid
 from biases.ablation.training import build_model
 from biases.cli import main
 
 ROOT = Path(__file__).parents[1]
-TOPICS = "the quick brown fox jumps over the lazy dog. " * 60
 MODEL = ModelConfig(layers=1, heads=1, dim=8, context=12, dropout=0.0)
 TRAIN = TrainConfig(steps=4, batch=4, warmup=1, evaluate_every=4, evaluation_windows=4, truncated_positions=8)
-
-SPEC = """
-schema = 1
-name = "tiny"
-size = "test"
-question = "Does it run?"
-data = {data!r}
-seeds = 2
-model = {{layers = 1, heads = 1, dim = 8, context = 12, dropout = 0.0}}
-train = {{steps = {steps}, batch = 4, warmup = 1, evaluate_every = 4, evaluation_windows = 4, truncated_positions = 8}}
-arms.standard = {{}}
-arms.ega.attention = "ega"
-statistics = {{metric = "full", unit = "nats per character", smallest_effect = 0.01}}
-contrasts = [{{name = "ega - standard", a = "ega", b = "standard"}}]
-execution = {{gpus_per_cell = {gpus}}}
-"""
 
 
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text(TOPICS)
+    path.write_text(WORDS)
     return str(path)
 
 
 @pytest.fixture
 def spec(tmp_path, data):
-    def write(steps=4, gpus=0, name="spec.toml"):
-        path = tmp_path / name
-        path.write_text(SPEC.format(steps=steps, gpus=gpus, data=data))
-        return path
+    def write(name="spec.toml", **changes):
+        return write_spec(tmp_path / name, data=data, **changes)
 
     return write
-
-
-def ablate(capsys, *arguments):
-    """Exit code, standard output, standard error."""
-    code = main(["ablate", *map(str, arguments)])
-    return (code, *capsys.readouterr())
-
-
-def files(out):
-    return sorted(path.name for path in (out / "cells").iterdir() if path.name != ".takeover")
 
 
 def build_killer(cell, vocab):
@@ -182,7 +152,7 @@ class TestPipes:
 class TestFolders:
     def test_of_two_studies_begun_at_once_one_is_refused(self, spec, data, tmp_path):
         out, text = tmp_path / "out", load_text(data)
-        first, second = (load_study(spec(steps, name=f"{steps}.toml")) for steps in (4, 5))
+        first, second = (load_study(spec(steps=steps, name=f"{steps}.toml")) for steps in (4, 5))
         ours, theirs = _Begun(first, out), _Begun(second, out)
         ours.begin(text)
         with _locks.exclusive(out / "cells"):
@@ -241,34 +211,6 @@ class TestFolders:
             assert "--out: expected a folder" in told
 
 
-class TestLocks:
-    def test_only_the_owner_gives_a_lock_back(self, tmp_path):
-        lock = tmp_path / "a.lock"
-        assert _locks.acquire(lock)
-        owner = json.loads(lock.read_text())
-        for other in ({**owner, "pid": 1}, {**owner, "birth": "1"}, []):
-            lock.write_text(json.dumps(other))
-            _locks.release(lock)
-            assert lock.exists()
-        lock.write_text(json.dumps(owner))
-        _locks.release(lock)
-        assert not lock.exists()
-
-    @pytest.mark.parametrize(
-        ("machine", "boot", "taken"),
-        [("here", "earlier", True), ("there", "earlier", False), (None, "earlier", False), ("there", "this", True)],
-    )
-    def test_another_boot_of_this_machine_is_over_and_another_machine_of_its_name_is_respected(
-        self, tmp_path, monkeypatch, machine, boot, taken
-    ):
-        monkeypatch.setattr(_locks, "_boot", lambda: "this")
-        monkeypatch.setattr(_locks, "_machine", lambda: "here")
-        lock = tmp_path / "a.lock"
-        dead = {"pid": 2**22 + 1, "host": socket.gethostname(), "birth": "1", "boot": boot, "machine": machine}
-        lock.write_text(json.dumps(dead))
-        assert _locks.acquire(lock) is taken
-
-
 class TestSignals:
     def test_interrupted_while_pytorch_is_imported(self, tmp_path):
         (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
@@ -284,6 +226,30 @@ class TestSignals:
         assert json.loads(printed)["interrupted"] is True
         assert "the same command goes on" in told
         assert not (tmp_path / "out").exists()
+
+    def test_cells_that_were_finished_before_the_interruption_are_told(self, spec, tmp_path, capsys, monkeypatch):
+        out, calls = tmp_path / "out", iter(("fails", "trains", "is interrupted"))
+
+        def device_name(device):
+            call = next(calls)
+            if call == "fails":
+                raise ZeroDivisionError
+            if call == "is interrupted":
+                os.kill(os.getpid(), signal.SIGINT)
+            return "a processor"
+
+        monkeypatch.setattr(grid, "device_name", device_name)
+        code, printed, _ = ablate(capsys, spec(), "--out", out, "--json")
+        document = json.loads(printed)
+        assert (code, document["interrupted"], document["cells"]["missing"]) == (130, True, 2)
+        stored = {result["id"]: result for result in load_results(out)}
+        assert [(each["arm"], each["status"]) for each in document["results"]] == [
+            ("standard", "failed"),
+            ("ega", "ok"),
+        ]
+        assert document["trained"] == [each["id"] for each in document["results"]]
+        for each in document["results"]:
+            assert each == {name: stored[each["id"]][name] for name in each}
 
     def test_an_error_of_the_system_is_reported_as_json_too(self, spec, tmp_path, capsys, monkeypatch):
         def full(out, result):
@@ -355,29 +321,6 @@ class TestDevices:
         code, printed, told = ablate(capsys, spec(), "--out", tmp_path / "out", "--dry-run")
         assert (code, printed) == (2, "")
         assert "expected splits of at least" in told
-
-
-class TestSource:
-    def test_a_result_names_the_code_that_was_read_before_it_was_trained(self, data, monkeypatch):
-        cell = Grid({"standard": MODEL}, (0,), TRAIN, data).cells()[0]
-        result = run_cell(cell, load_text(data), source=Source("1234-dirty", code_fingerprint()))
-        assert (result["git"], result["versions"]["code"]) == ("1234-dirty", code_fingerprint())
-        with pytest.raises(ValueError, match="code of biases: expected 0123, as when the run was begun"):
-            run_cell(cell, load_text(data), source=Source(None, "0123"))
-
-    def test_kernels_and_the_zoo_are_part_of_the_code(self, tmp_path, monkeypatch):
-        names = (*_provenance.MODULES, "backends/native/kernel.cpp", "backends/native/tiles.hpp")
-        for name in names:
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(name)
-            assert (ROOT / "biases" / name).is_file()
-        monkeypatch.setattr(_provenance, "__file__", str(tmp_path / "ablation" / "_provenance.py"))
-        seen = {code_fingerprint.__wrapped__()}
-        for name in names:
-            (tmp_path / name).write_text("changed")
-            seen.add(code_fingerprint.__wrapped__())
-        assert len(seen) == 1 + len(names)
 
 
 def test_many_seeds_are_chosen_at_once(data):

@@ -5,177 +5,36 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
+from analysed_results import (
+    EFFECTS,
+    IMAGES,
+    SPEC,
+    change,
+    image_results,
+    row,
+    sight_results,
+    sight_study,
+    values_of,
+)
 
-from biases import cli
-from biases.ablation import Cell, load_results
+from biases.ablation import load_results, load_study
 from biases.ablation.analysis import analyse, compare_arms
-from biases.ablation.contrasts import METRICS, Contrast, Statistics, check_contrasts, seeds_for_verdicts
 from biases.ablation.results import write_result
-from biases.ablation.study import load_study
 from biases.stats import holm, interaction, paired, paired_power, required_seeds
-
-SPEC = """
-schema = 1
-name = "sight"
-size = "tiny"
-question = "What does a gate gain by sight of the future?"
-notes = ["smaller than published"]
-data = "pydoc"
-seeds = 8
-[model]
-layers = 1
-heads = 1
-dim = 8
-context = 12
-[train]
-steps = 20
-warmup = 2
-truncated_positions = 40
-[factors]
-attention = ["standard", "ega"]
-position = ["learned", "mope"]
-[statistics]
-metric = "full"
-unit = "nats per character"
-smallest_effect = 0.01
-minimum_seeds = 6
-[[contrasts]]
-name = "ega"
-a = "ega+learned"
-b = "standard+learned"
-[[contrasts]]
-name = "ega on prefixes"
-a = "ega+learned"
-b = "standard+learned"
-metric = "truncated"
-margin = 0.002
-[[contrasts]]
-name = "mope"
-a = "standard+mope"
-b = "standard+learned"
-[[contrasts]]
-name = "both"
-y00 = "standard+learned"
-y10 = "ega+learned"
-y01 = "standard+mope"
-y11 = "ega+mope"
-[[exploratory]]
-name = "mope with ega"
-a = "ega+mope"
-b = "ega+learned"
-"""
-IMAGES = """
-schema = 1
-name = "vision"
-size = "tiny"
-question = "Which?"
-kind = "images"
-data = "digits"
-seeds = 6
-[train]
-steps = 20
-warmup = 2
-[arms.swin]
-name = "swin-t"
-[arms.rmt]
-name = "rmt-t"
-[statistics]
-metric = "test_accuracy"
-unit = "share of images"
-smallest_effect = 0.01
-larger_is_better = true
-minimum_seeds = 6
-[[contrasts]]
-name = "rmt - swin"
-a = "rmt"
-b = "swin"
-"""
-EFFECTS = {"standard+learned": 0.0, "ega+learned": -0.1, "standard+mope": 0.001, "ega+mope": -0.099}
-LEAK = 0.3
-
-
-def text_result(cell, value):
-    leak = LEAK + 0.001 * cell.seed if cell.arm.startswith("ega") else 0.0
-    return {
-        "metrics": {
-            "full": value,
-            "train": value - 0.1,
-            "truncated": value + leak,
-            "full_at_truncated": value,
-            "leak": leak,
-            "leak_standard_error": 0.01,
-            "positions": 40,
-            "windows": 10,
-            "parameters": 100,
-        },
-        "learned": {"gate.tau": [0.5 + cell.seed, 1.5 + cell.seed]} if cell.arm.startswith("ega") else {},
-        "curve": [
-            {"step": 0, "train": None, "validation": 4.0},
-            {"step": 20, "train": value, "validation": value},
-        ],
-    }
-
-
-def image_result(cell, value):
-    metrics = {"test_accuracy": value, "test_loss": 1 - value, "train_accuracy": value, "train_loss": 1 - value}
-    curve = [{"step": 20, "train_loss": 0.5, "test_loss": 1 - value, "test_accuracy": value}]
-    return {"metrics": {**metrics, "parameters": 7}, "learned": {}, "curve": curve}
-
-
-def luck(cell):
-    return random.Random(f"{cell.arm} {cell.seed}").uniform(-0.002, 0.002) + random.Random(cell.seed).uniform(
-        -0.05, 0.05
-    )
-
-
-def outcome(cell, describe, value):
-    return {
-        "schema": 1,
-        "id": cell.id,
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "config": cell.config,
-        "status": "ok",
-        "error": None,
-        **describe(cell, value),
-        "versions": {"torch": "2.13.0", "code": "abc"},
-        "device": "cpu",
-        "device_name": "a processor",
-        "data": {"name": cell.data, "sha256": "d1"},
-        "git": "r1",
-        "seconds": 2.0,
-        "started": f"2026-01-0{cell.seed + 1}T00:00:00+00:00",
-    }
 
 
 @pytest.fixture
 def study(tmp_path):
-    path = tmp_path / "study.toml"
-    path.write_text(SPEC)
-    return load_study(path)
+    return sight_study(tmp_path)
 
 
 @pytest.fixture
 def results(study):
-    return [outcome(cell, text_result, 1.5 + EFFECTS[cell.arm] + luck(cell)) for cell in study.grid.cells()]
-
-
-def change(results, arm, seed, **values):
-    next(result for result in results if (result["arm"], result["seed"]) == (arm, seed)).update(values)
-
-
-def values_of(results, arm, metric="full"):
-    return [result["metrics"][metric] for result in sorted(results, key=lambda r: r["seed"]) if result["arm"] == arm]
-
-
-def row(analysis, name):
-    (found,) = [each for each in analysis["contrasts"] if each["name"] == name]
-    return found
+    return sight_results(study)
 
 
 def test_contrasts_are_those_of_the_statistics(study, results):
@@ -438,8 +297,7 @@ def test_a_study_without_results(study):
 def test_a_study_of_images(tmp_path):
     (tmp_path / "study.toml").write_text(IMAGES)
     study = load_study(tmp_path / "study.toml")
-    gain = {"swin": 0.0, "rmt": 0.05}
-    results = [outcome(cell, image_result, 0.9 + gain[cell.arm] + luck(cell) / 10) for cell in study.grid.cells()]
+    results = image_results(study)
     analysis = analyse(study, results)
     assert row(analysis, "rmt - swin")["verdict"] == "better"
     arm = analysis["arms"]["rmt"]
@@ -447,92 +305,6 @@ def test_a_study_of_images(tmp_path):
     loss = analyse(study, results, metric="test_loss")
     assert row(loss, "rmt - swin")["mean"] == pytest.approx(-row(analysis, "rmt - swin")["mean"])
     assert loss["arms"]["rmt"]["curve"]["series"] == "test_loss"
-
-
-@pytest.fixture
-def folder(tmp_path, results):
-    for result in results:
-        write_result(tmp_path, result)
-    return tmp_path
-
-
-def stats(capsys, *arguments):
-    code = cli.main(["stats", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def test_the_command_prints_what_a_reader_needs(folder, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = stats(capsys, folder)
-    assert code == 0
-    lines = out.splitlines()
-    assert max(map(len, lines)) <= 80
-    (line,) = [line for line in lines if line.startswith("1  ega ")]
-    mean, low, high = paired_line(line)
-    assert low < mean < high < 0
-    assert line.split()[-3:] == ["8", "0.0312", "better"]
-    assert "ega+mope" in out.partition("leak of")[2]
-    assert "sampling interval" in out
-    for word in ("least p", "TOST", "power", "Holm", "Exploratory: not declared before the run", "r1 (32)"):
-        assert word in out
-    assert "significan" not in out.lower()
-    assert "nan" not in out.split()
-
-
-def paired_line(line):
-    parts = line.split()
-    return float(parts[2]), float(parts[3]), float(parts[5])
-
-
-def test_the_command_prints_json(folder, capsys):
-    code, out, _ = stats(capsys, folder, "--json")
-    assert code == 0
-    assert json.loads(out) == json.loads(json.dumps(analyse(load_study(folder / "study.toml"), load_results(folder))))
-
-
-def test_the_command_shows_gaps(folder, capsys):
-    paths = sorted((folder / "cells").glob("*.json"))
-    gone = json.loads(paths[0].read_text())
-    paths[0].unlink()
-    broken = json.loads(paths[1].read_text())
-    write_result(folder, {**broken, "status": "failed", "metrics": {}, "error": "x\nRuntimeError: [red] no memory"})
-    code, out, _ = stats(capsys, folder)
-    flat = " ".join(out.split())
-    assert code == 0
-    assert f"not run yet: {gone['arm']}, seeds {gone['seed']}" in flat
-    assert f"failed: {broken['arm']}, seed {broken['seed']} ({broken['id']}): RuntimeError: [red] no memory" in flat
-    assert "without seeds" in flat
-
-
-def test_two_arms_without_a_study(folder, capsys, results):
-    (folder / "study.toml").unlink()
-    for result in results:
-        if result["arm"] == "ega+learned":
-            cell = replace(Cell.from_config(result["config"]), arm="ega[statistics=prefix]")
-            write_result(folder, {**result, "id": cell.id, "arm": cell.arm, "config": cell.config})
-    code, out, err = stats(capsys, folder)
-    assert (code, out) == (2, "")
-    assert (
-        "expected study.toml beside its cells, or --a ARM --b ARM, got no study.toml; it has the arms ega+learned"
-        in err
-    )
-    arms = ("--a", "ega[statistics=prefix]", "--b", "standard+learned")
-    code, out, _ = stats(capsys, folder, *arms, "--json")
-    analysis = json.loads(out)
-    (found,) = analysis["contrasts"]
-    expected = paired(values_of(results, "ega+learned"), values_of(results, "standard+learned"))
-    assert (code, found["verdict"], found["interval"], found["p_sign_flip"]) == (
-        0,
-        "exploratory",
-        list(expected.interval),
-        None,
-    )
-    assert found["metric"] == "full"
-    assert list(analysis["arms"]) == ["ega[statistics=prefix]", "standard+learned"]
-    _, out, _ = stats(capsys, folder, *arms, "--metric", "truncated")
-    assert "ega[statistics=prefix]" in out
-    assert "(truncated)" not in out
 
 
 def test_two_arms_use_what_finished_beside_what_failed(results):
@@ -544,176 +316,10 @@ def test_two_arms_use_what_finished_beside_what_failed(results):
         assert [each["id"] for each in analysis["failed"]] == ["f" * 12]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--a", "ega+learned"), "--a and --b: expected both or neither, got --a alone"),
-        (("--a", "ega+learned", "--b", "standard"), "arm: expected an arm with results, got 'standard'"),
-        (("--a", "ega+learned", "--b", "ega+learned"), "expected each arm once"),
-        (("--a", "ega+learned", "--b", "ega+mope", "--metric", "x"), "metric: expected one of 'full'"),
-        (("--metric", "test_loss"), "metric: expected one of 'full'"),
-    ],
-)
-def test_bad_usage(folder, capsys, arguments, words):
-    code, out, err = stats(capsys, folder, *arguments)
-    assert (code, out) == (2, "")
-    assert words in err
-
-
-def test_nothing_to_analyse(study, tmp_path, capsys):
-    assert stats(capsys, tmp_path)[0] == 2
-    (tmp_path / "cells").mkdir()
-    code, out, _ = stats(capsys, tmp_path)
-    assert code == 3
-    assert "0 of 8" in out
-
-
-STATISTICS = {"metric": "full", "unit": "nats", "smallest_effect": 0.01}
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"smallest_effect": 0}, r"statistics smallest_effect: expected a number in \(0, inf\), got 0"),
-        ({"smallest_effect": math.inf}, "statistics smallest_effect: expected"),
-        ({"confidence": 95}, r"statistics confidence: expected a number in \(0, 1\), got 95"),
-        ({"power": 1.0}, "statistics power: expected"),
-        ({"minimum_seeds": 1}, "statistics minimum_seeds: expected at least 2, got 1"),
-        ({"minimum_seeds": 8.0}, "statistics minimum_seeds: expected an integer"),
-        ({"larger_is_better": 1}, "statistics larger_is_better: expected true or false, got 1"),
-        ({"metric": " "}, "statistics metric: expected a name"),
-        ({"unit": None}, "statistics unit: expected a name, got None"),
-        ({"smallest_effect": 10**400}, r"statistics smallest_effect: expected a number in \(0, inf\)"),
-        (
-            {"larger_is_better": True},
-            "statistics larger_is_better: expected false, the direction of full, got true",
-        ),
-        (
-            {"metric": "test_accuracy", "larger_is_better": False},
-            "statistics larger_is_better: expected true, the direction of test_accuracy, got false",
-        ),
-        (
-            {"metric": "learned.tau.mean"},
-            "statistics larger_is_better: expected true or false, which learned.tau.mean does not tell, got nothing",
-        ),
-    ],
-)
-def test_bad_statistics(values, words):
-    with pytest.raises(ValueError, match=words):
-        Statistics(**{**STATISTICS, **values})
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({}, "contrast 'c': expected arms a and b, or y00, y10, y01, y11, got no arms"),
-        ({"a": "x"}, "expected arms a and b, or y00, y10, y01, y11, got a"),
-        ({"a": "x", "b": "y", "y00": "z"}, "got a, b, y00"),
-        ({"y00": "x", "y10": "y", "y01": "z", "y11": "x"}, "contrast 'c': expected each arm once, got x, y, z, x"),
-        ({"a": "x", "b": 3}, "contrast 'c' b: expected a name, got 3"),
-        ({"a": "x", "b": "y", "margin": -1}, r"contrast 'c' margin: expected a number in \(0, inf\), got -1"),
-        ({"a": "x", "b": "y", "larger_is_better": "no"}, "contrast 'c' larger_is_better: expected true or false"),
-        ({"a": "x", "b": "y", "name": ""}, "contrast name: expected a name, got ''"),
-    ],
-)
-def test_bad_contrasts(values, words):
-    with pytest.raises(ValueError, match=words):
-        Contrast(**{"name": "c", **values})
-
-
-def test_contrasts_must_fit_their_study():
-    statistics = Statistics(**STATISTICS)
-    one, other = Contrast(name="c", a="x", b="y"), Contrast(name="d", a="x", b="q")
-    options = {"arms": ["x", "y"], "metrics": METRICS["text"]}
-    check_contrasts(statistics, [one], [], **options)
-    for family, exploratory, words in (
-        ([one], [one], "contrast 'c': expected a name that no other contrast has"),
-        ([], [other], "contrast 'd' b: expected one of 'x', 'y', got 'q'"),
-        ([Contrast(name="c", a="x", b="y", metric="test_loss")], [], "contrast 'c' metric: expected one of 'full'"),
-        (
-            [Contrast(name="c", a="x", b="y", unit="bits")],
-            [],
-            "contrast 'c' margin: expected a margin in its unit, bits",
-        ),
-    ):
-        with pytest.raises(ValueError, match=words):
-            check_contrasts(statistics, family, exploratory, **options)
-    with pytest.raises(ValueError, match="statistics metric: expected one of 'test_accuracy'"):
-        check_contrasts(statistics, [], [], arms=[], metrics=METRICS["images"])
-
-
-@pytest.mark.parametrize(
-    ("metric", "direction"),
-    [
-        *dict.fromkeys(METRICS["text"], False).items(),
-        *(("test_accuracy", True), ("train_accuracy", True), ("test_loss", False), ("train_loss", False)),
-    ],
-)
-def test_a_metric_knows_its_direction(metric, direction):
-    assert Statistics(metric=metric, unit="u", smallest_effect=1).larger_is_better is direction
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"larger_is_better": True}, "contrast 'c' larger_is_better: expected false, the direction of full, got true"),
-        (
-            {"metric": "test_accuracy", "unit": "share", "margin": 1, "larger_is_better": False},
-            "contrast 'c' larger_is_better: expected true, the direction of test_accuracy, got false",
-        ),
-        (
-            {"metric": "test_accuracy", "margin": 1},
-            "contrast 'c' unit: expected the unit of test_accuracy, as the study's is that of full, got none",
-        ),
-        (
-            {"metric": "test_accuracy", "unit": "nats"},
-            "contrast 'c' margin: expected a margin in its unit, nats, got none",
-        ),
-        (
-            {"metric": "learned.tau.mean", "unit": "1", "margin": 1},
-            "contrast 'c' larger_is_better: expected true or false, which learned.tau.mean does not tell",
-        ),
-    ],
-)
-def test_a_contrast_of_another_quantity_brings_its_own_scale(values, words):
-    with pytest.raises(ValueError, match=words):
-        Contrast(name="c", a="x", b="y", **values).resolved(Statistics(**STATISTICS))
-
-
 @pytest.mark.parametrize("declared", ["", "larger_is_better = true\n"])
 def test_an_accuracy_that_rises_is_better_whether_or_not_its_direction_is_declared(tmp_path, declared):
     (tmp_path / "study.toml").write_text(IMAGES.replace("larger_is_better = true\n", declared))
     study = load_study(tmp_path / "study.toml")
-    gain = {"swin": 0.0, "rmt": 0.05}
-    results = [outcome(cell, image_result, 0.9 + gain[cell.arm] + luck(cell) / 10) for cell in study.grid.cells()]
+    results = image_results(study)
     found = row(analyse(study, results), "rmt - swin")
     assert (found["verdict"], found["larger_is_better"]) == ("better", True)
-
-
-def test_a_family_that_was_declared_anew_after_results_is_marked(folder, capsys):
-    code, out, _ = stats(capsys, folder, "--json")
-    assert (code, json.loads(out)["family"]["redeclared"]) == (0, [])
-    (folder / "study-00000000.toml").write_text(SPEC.replace("smaller than", "smaller, than").replace("= 8\n", "= 9\n"))
-    (folder / "study-11111111.toml").write_text(SPEC.replace("smallest_effect = 0.01", "smallest_effect = 0.02"))
-    (folder / "study-22222222.toml").write_text("of another release")
-    _, out, _ = stats(capsys, folder, "--json")
-    assert json.loads(out)["family"]["redeclared"] == ["study-11111111.toml", "study-22222222.toml"]
-    _, out, _ = stats(capsys, folder)
-    flat = " ".join(out.split())
-    assert "declared otherwise when the folder was begun (study-11111111.toml, study-22222222.toml)" in flat
-
-
-def test_a_contrast_takes_from_the_study_what_it_leaves_open():
-    statistics = Statistics(**STATISTICS)
-    resolved = Contrast(name="c", a="x", b="y", metric="leak").resolved(statistics)
-    assert (resolved.metric, resolved.margin, resolved.unit, resolved.larger_is_better) == ("leak", 0.01, "nats", False)
-    own = Contrast(name="c", a="x", b="y", unit="bits", margin=2, larger_is_better=False).resolved(statistics)
-    assert (own.metric, own.margin, own.unit, own.larger_is_better) == ("full", 2.0, "bits", False)
-    accuracy = Contrast(name="c", a="x", b="y", metric="test_accuracy", unit="share", margin=0.02).resolved(statistics)
-    assert (accuracy.margin, accuracy.unit, accuracy.larger_is_better) == (0.02, "share", True)
-    tau = Statistics(**STATISTICS | {"metric": "learned.tau.mean"}, larger_is_better=True)
-    highest = Contrast(name="c", a="x", b="y", metric="learned.tau.maximum").resolved(tau)
-    assert (highest.margin, highest.unit, highest.larger_is_better) == (0.01, "nats", True)
-    assert seeds_for_verdicts(statistics, 4) == 8
-    assert seeds_for_verdicts(statistics, 7) == 9
-    assert seeds_for_verdicts(Statistics(**STATISTICS, minimum_seeds=2), 1) == 6

@@ -16,23 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ablation_models import FAST, WORDS
 
 import biases
-from biases.ablation import Grid, ModelConfig, TrainConfig, run_grid
+from biases.ablation import Grid, ModelConfig, run_grid
 from biases.ablation.executors import UnitDied
 from biases.ablation.executors.ray import open_ray
 
-TOPICS = "the quick brown fox jumps over the lazy dog. " * 60
 MODEL = ModelConfig(attention="standard", layers=1, heads=1, dim=8, context=12, dropout=0.0)
-TRAIN = TrainConfig(
-    steps=6,
-    batch=4,
-    warmup=2,
-    learning_rate=1e-2,
-    evaluate_every=3,
-    evaluation_windows=8,
-    truncated_positions=40,
-)
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 on_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray, the extra of that name")
@@ -153,8 +144,8 @@ def test_a_cluster_that_is_not_there_is_told_at_once():
 def test_a_grid_outlives_a_node(head, tmp_path):
     """Every cell is there once, with the numbers of a local run; what had run on the dead node ran again."""
     text = tmp_path / "text.txt"
-    text.write_text(TOPICS)
-    grid = Grid(arms={"standard": MODEL}, train=TRAIN, seeds=tuple(range(6)), data=str(text))
+    text.write_text(WORDS)
+    grid = Grid(arms={"standard": MODEL}, train=FAST, seeds=tuple(range(6)), data=str(text))
     expected = run_grid(grid, tmp_path / "local")
     told = []
 
@@ -226,7 +217,7 @@ def test_a_failure_of_the_work_is_handed_on(head):
 def test_a_unit_that_kills_its_workers_is_given_up(head, tmp_path, monkeypatch):
     monkeypatch.setattr("biases.ablation.executors.ray.RETRIES", 2)
     tries = tmp_path / "tries"
-    cell = Grid(arms={"standard": MODEL}, train=TRAIN, seeds=(0,), data="pydoc").cells()[0]
+    cell = Grid(arms={"standard": MODEL}, train=FAST, seeds=(0,), data="pydoc").cells()[0]
 
     def dies(cells, data, progress):
         with tries.open("a") as file:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ablation_models import TEXT
 from torch import nn
 
 from biases import registry
 from biases.ablation import Cell, ModelConfig, TrainConfig, train_cell
-from biases.ablation.data import Text
 from biases.ablation.together import train_together
 from biases.ablation.training import build_model
 
@@ -29,19 +29,6 @@ TRAIN = TrainConfig(
     truncated_positions=12,
 )
 SEEDS = (3, 0, 7)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def text():
-    return Text.from_string("words", "the quick brown fox jumps over the lazy dog; " * 60)
 
 
 def cells(model=MODEL, train=TRAIN, seeds=SEEDS):
@@ -69,50 +56,50 @@ def assert_alike(found, expected, **tolerance):
         assert found[where] == wanted, where
 
 
-def compare(of, text, build=build_model, **tolerance):
-    together = train_together(of, text, build=build)
+def compare(of, build=build_model, **tolerance):
+    together = train_together(of, TEXT, build=build)
     for cell, outcome in zip(of, together, strict=True):
-        assert_alike(outcome, train_cell(cell, text, build=build), **tolerance)
+        assert_alike(outcome, train_cell(cell, TEXT, build=build), **tolerance)
     return together
 
 
 @pytest.mark.parametrize("attention", registry.names("layer", "sequence"))
-def test_in_double_precision_every_layer_trains_as_it_does_alone(attention, text):
+def test_in_double_precision_every_layer_trains_as_it_does_alone(attention):
     # Rounding is 1e-16. The filters of ega-db2 and its kin have gradients of up to 1e7, which amplify it.
-    compare(cells(replace(MODEL, attention=attention), seeds=(3, 0)), text, double, rel=1e-9, abs=1e-10)
+    compare(cells(replace(MODEL, attention=attention), seeds=(3, 0)), double, rel=1e-9, abs=1e-10)
 
 
 @pytest.mark.parametrize("position", registry.names("position"))
-def test_in_double_precision_every_position_trains_as_it_does_alone(position, text):
-    compare(cells(replace(MODEL, attention="standard", position=position)), text, double, rel=1e-12, abs=1e-13)
+def test_in_double_precision_every_position_trains_as_it_does_alone(position):
+    compare(cells(replace(MODEL, attention="standard", position=position)), double, rel=1e-12, abs=1e-13)
 
 
 @pytest.mark.parametrize("attention", ["standard", "alibi", "ega", "retention"])
-def test_in_single_precision_losses_agree_over_tens_of_updates(attention, text):
+def test_in_single_precision_losses_agree_over_tens_of_updates(attention):
     # 1e-7 a rounding; over 40 updates it was seen to grow to less than 1e-5.
     train = replace(TRAIN, steps=40, evaluate_every=10)
-    compare(cells(replace(MODEL, attention=attention), train), text, rel=1e-4, abs=1e-4)
+    compare(cells(replace(MODEL, attention=attention), train), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["standard", "ega", "conv-lag-4", "swat"])
-def test_each_seed_drops_what_it_drops_alone(attention, text):
+def test_each_seed_drops_what_it_drops_alone(attention):
     model = replace(MODEL, attention=attention, dropout=0.3)
-    outcomes = compare(cells(model), text, double, rel=1e-9, abs=1e-10)
+    outcomes = compare(cells(model), double, rel=1e-9, abs=1e-10)
     assert len({outcome["curve"][-1]["train"] for outcome in outcomes}) == len(SEEDS)
 
 
-def test_a_seed_does_not_depend_on_those_beside_it(text):
+def test_a_seed_does_not_depend_on_those_beside_it():
     model = replace(MODEL, dropout=0.3)
-    pair = train_together(cells(model, seeds=(7, 1)), text, build=double)
-    three = train_together(cells(model), text, build=double)
+    pair = train_together(cells(model, seeds=(7, 1)), TEXT, build=double)
+    three = train_together(cells(model), TEXT, build=double)
     assert_alike(pair[0], three[2], rel=1e-12, abs=1e-13)
 
 
-def test_gradients_are_clipped_seed_by_seed(text):
+def test_gradients_are_clipped_seed_by_seed():
     # With this bound every gradient is clipped, so that a norm over all seeds would show.
     clipped, free = (cells(train=replace(TRAIN, clip=clip, learning_rate=1e-2)) for clip in (1e-9, None))
-    one = compare(clipped, text, double, rel=1e-9, abs=1e-10)
-    other = compare(free, text, double, rel=1e-9, abs=1e-10)
+    one = compare(clipped, double, rel=1e-9, abs=1e-10)
+    other = compare(free, double, rel=1e-9, abs=1e-10)
     assert one[0]["metrics"]["full"] != pytest.approx(other[0]["metrics"]["full"], rel=1e-4)
 
 
@@ -139,45 +126,45 @@ def spoiled(value):
 
 
 @pytest.mark.parametrize(("value", "at"), [(float("nan"), 0), (0.0, 2)])
-def test_a_seed_that_diverges_leaves_the_others_as_they_are(value, at, text):
-    outcomes = compare(cells(), text, spoiled(value), rel=1e-9, abs=1e-10)
+def test_a_seed_that_diverges_leaves_the_others_as_they_are(value, at):
+    outcomes = compare(cells(), spoiled(value), rel=1e-9, abs=1e-10)
     assert [outcome["status"] for outcome in outcomes] == ["ok", "diverged", "ok"]
     assert outcomes[1]["metrics"] == {"diverged_at": at}
     assert outcomes[1]["learned"] == {}
 
 
-def test_training_ends_when_every_seed_has_diverged(text):
+def test_training_ends_when_every_seed_has_diverged():
     events = []
-    outcomes = train_together(cells(seeds=(0,)), text, build=spoiled(float("nan")), progress=events.append)
+    outcomes = train_together(cells(seeds=(0,)), TEXT, build=spoiled(float("nan")), progress=events.append)
     assert [outcome["status"] for outcome in outcomes] == ["diverged"]
     assert outcomes[0]["metrics"] == {"diverged_at": 0}
     assert events == []
 
 
-def test_events_are_those_of_each_seed_alone(text):
+def test_events_are_those_of_each_seed_alone():
     together, alone = [], {}
-    train_together(cells(), text, build=double, progress=together.append)
+    train_together(cells(), TEXT, build=double, progress=together.append)
     for cell in cells():
         alone[cell.id] = []
-        train_cell(cell, text, build=double, progress=alone[cell.id].append)
+        train_cell(cell, TEXT, build=double, progress=alone[cell.id].append)
     for name, events in alone.items():
         assert_alike([event for event in together if event["id"] == name], events, rel=1e-9, abs=1e-10)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_bfloat16_updates_agree_and_are_not_those_of_float32(dropout, text):
+def test_bfloat16_updates_agree_and_are_not_those_of_float32(dropout):
     model, train = replace(MODEL, dropout=dropout), replace(TRAIN, precision="bfloat16")
     # A rounding to 8 bits may fall on either side, 4e-3 of an activation; losses were seen to move by less than 2e-5.
-    low = compare(cells(model, train), text, rel=2e-4, abs=2e-4)
-    high = train_together(cells(model), text)
+    low = compare(cells(model, train), rel=2e-4, abs=2e-4)
+    high = train_together(cells(model), TEXT)
     assert low[0]["curve"][-1]["train"] != high[0]["curve"][-1]["train"]
     assert low[0]["curve"][0]["validation"] == high[0]["curve"][0]["validation"]
 
 
-def test_the_random_state_of_the_caller_is_left_alone(text):
+def test_the_random_state_of_the_caller_is_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    train_together(cells(replace(MODEL, dropout=0.2)), text)
+    train_together(cells(replace(MODEL, dropout=0.2)), TEXT)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -213,16 +200,16 @@ class Branching(Outside):
 @pytest.mark.parametrize(
     ("kind", "expected"), [(Outside, "scale"), (Noisy, "random"), (Branching, "data-dependent control flow")]
 )
-def test_models_that_cannot_be_vectorised_over_are_refused(kind, expected, text):
+def test_models_that_cannot_be_vectorised_over_are_refused(kind, expected):
     with pytest.raises(ValueError, match=f"cells that advance together: .*{expected}"):
-        train_together(cells(), text, build=lambda cell, vocab: kind(vocab))
+        train_together(cells(), TEXT, build=lambda cell, vocab: kind(vocab))
 
 
-def test_cells_of_several_configurations_are_refused(text):
+def test_cells_of_several_configurations_are_refused():
     with pytest.raises(ValueError, match="cells that advance together"):
-        train_together([*cells(), Cell("other", 1, MODEL, TRAIN, "words")], text)
+        train_together([*cells(), Cell("other", 1, MODEL, TRAIN, "words")], TEXT)
     with pytest.raises(ValueError, match="at least one"):
-        train_together([], text)
+        train_together([], TEXT)
 
 
 def test_precision_is_part_of_the_identity_only_where_it_is_not_the_default():

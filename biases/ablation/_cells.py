@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from biases._checks import fail
-from biases.registry import _parse as parse_name
+from biases.registry import parse_name
 
 ADDED: Mapping[str, Any] = MappingProxyType({"added": True})
 """Metadata of a configuration's field that is left out of the canonical form while it has its default.
@@ -34,6 +34,11 @@ def canonical_json(value: object) -> str:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"configuration: expected values that JSON can hold, got {error}") from error
+
+
+def json_copy(value: object) -> Any:
+    """What a rerun from a result would read; raised is what :func:`canonical_json` raises."""
+    return json.loads(canonical_json(value))
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -72,6 +77,12 @@ def checked_name(what: str, value: object) -> None:
         fail(what, "a name", repr(value))
 
 
+def check_names(what: str, values: object) -> None:
+    """Check for a mapping whose keys are texts."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        fail(what, "a mapping from names", repr(values))
+
+
 def check_options(what: str, name: str, options: Mapping[str, Any], decided: Mapping[str, str]) -> None:
     """Check the options of what the zoo calls ``name``.
 
@@ -95,9 +106,7 @@ class BaseCell:
     :class:`~biases.ablation.ImageCell`.
 
     Attributes:
-        arm: the arm's name. It is part of the identity, but decides no number: under one seed two arms of one
-            configuration are the same training.
-        seed: 0 to 2^63 - 1.
+        arm, seed: see :class:`~biases.ablation.Cell`.
         model, train: configurations, of the classes ``MODEL`` and ``TRAIN``.
         data: name or path of what is trained on.
     """
@@ -124,7 +133,7 @@ class BaseCell:
     @property
     def config(self) -> dict[str, Any]:
         """Everything that decides the outcome but the bytes of the data, as plain JSON values."""
-        return json.loads(canonical_json(plain(self)))
+        return json_copy(plain(self))
 
     @classmethod
     def _read(cls, config: Mapping[str, Any]) -> Self:

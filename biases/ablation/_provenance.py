@@ -19,7 +19,7 @@ MODULES = ("_calls.py", "attention.py", "axial.py", "registry.py", "windows.py",
 SOURCES = (".py", ".cpp", ".hpp")
 DECIDE_NOTHING = (
     *("_document", "_locks", "_provenance", "_run", "analysis", "arm_table", "arms", "command", "comparisons"),
-    *("contrasts", "grid", "progress", "results", "stats_command", "stats_view", "study", "study_folder"),
+    *("contrasts", "grid", "progress", "results", "run_view", "stats_command", "stats_view", "study", "study_folder"),
 )
 """Modules of this room that choose, keep, judge or show trainings; all others count as deciding numbers."""
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from biases._exit_codes import FAILED, INTERRUPTED, NOTHING, OK
 from biases._signals import terminated_as_interrupted
 from biases.ablation import _locks
 from biases.ablation._cells import BaseGrid
-from biases.ablation._run import existing_result, lock_path
 from biases.ablation.executors import Open
 from biases.ablation.grid import check_run, run_grid
 from biases.ablation.kinds import Data
-from biases.ablation.progress import Tally, duration, say, show, unread
-from biases.ablation.results import STATUSES, Result, cells_directory
+from biases.ablation.progress import Tally, say, show, unread
+from biases.ablation.results import cells_directory
+from biases.ablation.run_view import show_cells, show_run
 from biases.ablation.study import Execution, Study, check_models, few_seeds_note, load_study
 from biases.ablation.study_folder import begin, check_folder
 
@@ -72,9 +71,11 @@ def run(options: argparse.Namespace) -> int:
         if options.dry_run:
             check_models(study)
             data = check_run(grid, **checked, elsewhere=opened is not None)
-            return _list_cells(study, grid, data, out, options.json)
+            show_cells(study, grid, data, out, as_json=options.json)
+            return OK
         tally, folder = Tally(len(grid.cells())), _Begun(study, out)
-        results: list[Result] = []
+        # The only ones known of a run that is ended before it returns.
+        results: Sequence[Mapping[str, Any]] = tally.finished
         ended: str | None = None
         try:
             check_models(study)
@@ -216,18 +217,12 @@ def _device(study: Study, execution: Execution, options: argparse.Namespace) -> 
     return "cpu"
 
 
-def _brief(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in ("id", "arm", "seed", "status", "error", "metrics", "seconds")}
-
-
-def _described(study: Study, out: Path) -> dict[str, Any]:
-    told = {"name": study.name, "size": study.size, "question": study.question.strip(), "file": study.file}
-    return {"schema": 1, "study": told, "out": str(out)}
-
-
-def _report(study: Study, tally: Tally, results: list[Result], out: Path, ended: str | None, as_json: bool) -> int:
+def _report(
+    study: Study, tally: Tally, results: Sequence[Mapping[str, Any]], out: Path, ended: str | None, as_json: bool
+) -> int:
+    """Show what became of the cells; returns the exit code."""
     with _unread_allowed():
-        _show(study, tally, results, out, ended, as_json)
+        show_run(study, tally, results, out, ended=ended, as_json=as_json)
     if ended is not None:
         say(f"biases: {ended}")
         say(f"what was finished is in {out}; the same command goes on")
@@ -245,59 +240,3 @@ def _unread_allowed() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         unread(sys.stdout)
-
-
-def _show(study: Study, tally: Tally, results: list[Result], out: Path, ended: str | None, as_json: bool) -> None:
-    counts = {status: list(tally.status.values()).count(status) for status in STATUSES}
-    missing = tally.total - len(tally.status)
-    if as_json:
-        document = {
-            **_described(study, out),
-            "cells": {"total": tally.total, **counts, "missing": missing, "locked_elsewhere": len(tally.locked)},
-            "trained": tally.trained,
-            "interrupted": ended == "interrupted",
-            "error": None if ended in (None, "interrupted") else ended,
-            "results": [_brief(result) for result in results],
-        }
-        print(json.dumps(document, indent=1))
-    else:
-        _show_counts(tally, counts, results, out, finished=ended is None)
-
-
-def _show_counts(tally: Tally, counts: Mapping[str, int], results: list[Result], out: Path, *, finished: bool) -> None:
-    took = duration(tally.clock() - tally.began)
-    ways = ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "none"
-    print(f"{len(tally.status)} of {tally.total} cells done: {ways}; {len(tally.trained)} trained here in {took}")
-    for result in results:
-        if result["status"] != "ok":
-            reason = result["error"].strip().splitlines()[-1]
-            print(f"  {result['id']} {result['arm']} seed {result['seed']} {result['status']}: {reason}")
-    if tally.locked:
-        print(f"{len(tally.locked)} in the hands of other processes: {' '.join(tally.locked)}")
-        print(f"  (if one ran on another machine that died, remove its lock: {out}/cells/ID.lock)")
-    if finished:
-        print(f"results: {out}    next: biases stats {out}")
-
-
-def _list_cells(study: Study, grid: BaseGrid, data: Data, out: Path, as_json: bool) -> int:
-    """``--dry-run``: every cell and whether it is done, failed, diverged, running elsewhere or to be run."""
-    check_folder(study, out, data)
-    rows = [
-        {"id": cell.id, "arm": cell.arm, "seed": cell.seed, "state": _state(cell, data, out)} for cell in grid.cells()
-    ]
-    if as_json:
-        print(json.dumps({**_described(study, out), "cells": rows}, indent=1))
-        return OK
-    width = max(len(row["arm"]) for row in rows)
-    for row in rows:
-        print(f"{row['id']}  {row['arm']:{width}}  seed {row['seed']:<3} {row['state']}")
-    left = sum(row["state"] == "to run" for row in rows)
-    print(f"{len(rows)} cells, {left} to run; results: {out}")
-    return OK
-
-
-def _state(cell: Any, data: Data, out: Path) -> str:
-    result = existing_result(cell, data, out)
-    if result is not None:
-        return str(result["status"])
-    return "running" if _locks.held(lock_path(cell, out)) else "to run"

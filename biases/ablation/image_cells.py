@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
 
-from biases._checks import fail
-from biases.ablation._cells import BaseCell, BaseGrid, canonical_json, check_options, checked_name
+from biases.ablation._cells import BaseCell, BaseGrid, check_names, check_options, checked_name, json_copy
 from biases.ablation._loop import Progress, check_device, own_random_state
 from biases.ablation.image_training import ImageTrainConfig, build_image_model, train_images
 from biases.ablation.images import Images
@@ -37,11 +35,9 @@ class ImageModelConfig:
 
     def __post_init__(self) -> None:
         checked_name("ImageModelConfig name", self.name)
-        if not isinstance(self.options, Mapping) or not all(isinstance(key, str) for key in self.options):
-            fail("ImageModelConfig options", "a mapping from names", repr(self.options))
+        check_names("ImageModelConfig options", self.options)
         check_options("ImageModelConfig options", self.name, self.options, DECIDED)
-        # A copy through JSON is what a rerun from a result would read.
-        object.__setattr__(self, "options", json.loads(canonical_json(dict(self.options))))
+        object.__setattr__(self, "options", json_copy(dict(self.options)))
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,7 @@ class ImageCell(BaseCell):
     """One training of an image classifier: an arm under a seed.
 
     Attributes:
-        arm: the arm's name. It is part of the identity, but decides no number: under one seed two arms of one
-            configuration are the same training.
-        seed: 0 to 2^63 - 1.
-        model, train: see there.
+        arm, seed, model, train: as of a :class:`~biases.ablation.Cell`.
         data: name or path, for :func:`~biases.ablation.load_images`.
     """
 

@@ -25,7 +25,7 @@ class Tally:
     Attributes:
         total: cells that the run is for.
         status: id -> ``"ok"``, ``"failed"``, ``"diverged"``, of cells that have a result.
-        trained: ids of cells that this run finished.
+        finished: the events of the cells that this run finished.
         locked: ids of cells that other processes held.
         flying: id -> the latest event of a cell in flight.
     """
@@ -33,7 +33,7 @@ class Tally:
     total: int
     clock: Callable[[], float] = time.monotonic
     status: dict[str, str] = field(default_factory=dict)
-    trained: list[str] = field(default_factory=list)
+    finished: list[dict[str, Any]] = field(default_factory=list)
     locked: list[str] = field(default_factory=list)
     flying: dict[str, dict[str, Any]] = field(default_factory=dict)
     began: float = field(init=False)
@@ -49,19 +49,24 @@ class Tally:
             self.status[cell] = event["status"]
             self.flying.pop(cell, None)
             if kind == "finished":
-                self.trained.append(cell)
+                self.finished.append(event)
         # A worker's last words may come after the result.
         elif kind == "started" or cell in self.flying:
             self.flying[cell] = {**self.flying.get(cell, {}), **event}
 
     @property
+    def trained(self) -> list[str]:
+        """Ids of the cells that this run finished."""
+        return [event["id"] for event in self.finished]
+
+    @property
     def seconds_left(self) -> float | None:
         """By the cells that this run has finished and the shares of those in flight; ``None`` before the first."""
-        if not self.trained:
+        if not self.finished:
             return None
         shares = sum(event["step"] / event["steps"] for event in self.flying.values() if "step" in event)
         left = self.total - len(self.status) - len(self.locked)
-        return (self.clock() - self.began) * max(0.0, left - shares) / (len(self.trained) + shares)
+        return (self.clock() - self.began) * max(0.0, left - shares) / (len(self.finished) + shares)
 
     @property
     def summary(self) -> str:

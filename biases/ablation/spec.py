@@ -6,7 +6,6 @@ The defaults are the published training configuration of EGA and MoPE (6 layers,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,11 +15,12 @@ from biases.ablation._cells import (
     ADDED,
     BaseCell,
     BaseGrid,
-    canonical_json,
+    check_names,
     check_options,
     checked_count,
     checked_name,
     checked_number,
+    json_copy,
 )
 
 SCHEDULES = ("cosine", "constant")
@@ -71,19 +71,18 @@ class ModelConfig:
             fail("ModelConfig options", "a mapping", repr(self.options))
         for group, options in self.options.items():
             one_of("ModelConfig options", group, OPTION_GROUPS)
-            if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-                fail(f"ModelConfig options[{group!r}]", "a mapping from names", repr(options))
+            check_names(f"ModelConfig options[{group!r}]", options)
         for group, decided in DECIDED.items():
             check_options(f"ModelConfig options.{group}", getattr(self, group), self.options.get(group, {}), decided)
         for name, value in self.options.get("model", {}).items():
             one_of("ModelConfig options['model']", name, MODEL_OPTIONS)
             if not isinstance(value, bool):
                 fail(f"ModelConfig options['model'][{name!r}]", "True or False", repr(value))
-        # A copy through JSON is what a rerun from a result would read; empty groups and what is off say nothing.
+        # Empty groups and what is off say nothing.
         told = {group: dict(options) for group, options in self.options.items()}
         told["model"] = {name: value for name, value in told.get("model", {}).items() if value}
         kept = {group: options for group, options in told.items() if options}
-        object.__setattr__(self, "options", json.loads(canonical_json(kept)))
+        object.__setattr__(self, "options", json_copy(kept))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from biases import zoo
 from biases.attention import attend, pair_weights
 from biases.claims._judge import judged
-from biases.claims.evidence import CONDITIONAL, FAILS, Evidence
+from biases.claims.evidence import Evidence, decided
 from biases.claims.ledger import claim
 from biases.gates.energy import gate_specification
 from biases.gates.energy_conv import ConvolutionEnergy
@@ -169,10 +169,8 @@ def gate_range() -> Evidence:
         f"{1 - g.max().item():.2g}; in float32 the largest is {single.max().item():.9g}, as z can reach sqrt(255) = 16 "
         "and alpha starts at 2."
     )
-    if inside:
-        conditions = "as real numbers; float32 rounds a gate with alpha (z - tau) above 17 to 1"
-        return Evidence(verdict=CONDITIONAL, text=text, conditions=conditions, values=values)
-    return Evidence(verdict=FAILS, text=text, counterexample=values)
+    conditions = "as real numbers; float32 rounds a gate with alpha (z - tau) above 17 to 1"
+    return decided(text, inside, values, conditions=conditions)
 
 
 @claim(
@@ -191,10 +189,7 @@ def bias_is_learned() -> Evidence:
         f"The gradient of b is {bias:.2g} where that of w is {weight:.2g}: the normalisation subtracts the mean "
         "energy, and b with it. Its 48 parameters have no effect and receive weight decay only."
     )
-    values = {"gradient of b": bias, "gradient of w": weight}
-    if bias > 1e-9 * weight:
-        return Evidence(verdict="holds", text=text, values=values)
-    return Evidence(verdict=FAILS, text=text, counterexample=values)
+    return decided(text, bias > 1e-9 * weight, {"gradient of b": bias, "gradient of w": weight})
 
 
 @claim(
@@ -274,6 +269,9 @@ def conv_lag_mixes() -> Evidence:
         f"(by {inside:.2g}), and the weights get {'a' if learned else 'no'} gradient: the shifted block is written "
         "back to where it came from. Both models are the baseline; +0.007 and +0.005 nats are the noise of one run."
     )
-    if inside > ROUNDING or learned:
-        return Evidence(verdict="holds", text=text, values={"change inside": inside})
-    return Evidence(verdict=FAILS, text=text, counterexample={"lags": lags, "change inside": inside, "gradient": None})
+    return decided(
+        text,
+        inside > ROUNDING or learned,
+        {"change inside": inside},
+        counterexample={"lags": lags, "change inside": inside, "gradient": None},
+    )

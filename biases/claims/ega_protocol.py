@@ -6,7 +6,7 @@ import torch
 
 from biases import zoo
 from biases.ablation.training import generator, training_batch
-from biases.claims.evidence import FAILS, INCONCLUSIVE, NOT_REPRODUCIBLE, Evidence
+from biases.claims.evidence import FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE, Evidence
 from biases.claims.ledger import claim
 
 P1, P2 = "2605.21842", "2605.26355"
@@ -93,5 +93,5 @@ def wavelet_order() -> Evidence:
     order = sorted(gains, key=lambda name: -gains[name])
     text = f"By Table 3 the gains are {', '.join(f'{name} {gains[name]:+.4f}' for name in order)} nats, in this order."
     if order == ["db2", "db4", "morlet"]:
-        return Evidence(verdict="holds", text=text, values=gains)
+        return Evidence(verdict=HOLDS, text=text, values=gains)
     return Evidence(verdict=FAILS, text=text, counterexample={"order by Table 3": order}, values=gains)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from biases import zoo
 from biases.claims import cost, schedule
 from biases.claims._judge import judged
-from biases.claims.evidence import CONDITIONAL, FAILS, INCONCLUSIVE, Evidence, counted
+from biases.claims.evidence import CONDITIONAL, INCONCLUSIVE, Evidence, counted, decided
 from biases.claims.ledger import claim
 from biases.gates.energy import gate_specification
 from biases.gates.energy_morlet import MorletFilters
@@ -210,14 +210,8 @@ def share_of_tokens() -> Evidence:
         f"where one in ten sinks {100 * shares['one in ten sinks']:.0f} %. The number is a Gaussian tail, not a "
         "measurement."
     )
-    if abs(shares["normal energies"] - 0.36) < 0.01 and abs(tail - 0.363) < 5e-4:
-        return Evidence(
-            verdict=CONDITIONAL,
-            text=text,
-            conditions="the energies of a window are normally distributed",
-            values=shares,
-        )
-    return Evidence(verdict=FAILS, text=text, counterexample=shares)
+    as_stated = abs(shares["normal energies"] - 0.36) < 0.01 and abs(tail - 0.363) < 5e-4
+    return decided(text, as_stated, shares, conditions="the energies of a window are normally distributed")
 
 
 @claim(

@@ -127,3 +127,24 @@ def counted(text: str, stated: Mapping[str, int], found: Mapping[str, int], *, c
         return Evidence(verdict=FAILS, text=text, counterexample=wrong, values=found)
     verdict = CONDITIONAL if conditions else HOLDS
     return Evidence(verdict=verdict, text=text, conditions=conditions, values=found)
+
+
+def decided(
+    text: str,
+    holds: bool,
+    found: Mapping[str, Any],
+    *,
+    conditions: str = "",
+    counterexample: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Evidence:
+    """Evidence of a statement that is true or not: it holds, under ``conditions`` if there are any, with the values
+    ``found``; where it fails, the counterexample is ``found`` unless another is given.
+
+    Args:
+        more: other fields of :class:`Evidence`.
+    """
+    if not holds:
+        return Evidence(verdict=FAILS, text=text, counterexample=counterexample or found, **more)
+    verdict = CONDITIONAL if conditions else HOLDS
+    return Evidence(verdict=verdict, text=text, conditions=conditions, values=found, **more)

@@ -10,7 +10,7 @@ from torch import Tensor
 from biases import zoo
 from biases.attention import pair_weights
 from biases.claims._judge import EXACT, gap, judged, normal, parameters
-from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, Evidence
+from biases.claims.evidence import CONDITIONAL, FAILS, INCONCLUSIVE, Evidence, decided
 from biases.claims.ledger import claim
 from biases.gates import OutputGate
 from biases.layers import SelfAttention, specification
@@ -152,15 +152,12 @@ def non_linearity() -> Evidence:
         "W_O's rows: the map becomes non-linear, its range does not grow."
     )
     found = {"additivity": gaps, "dimensions_spanned": span}
-    if gaps["gated"] <= EXACT or gaps["plain"] > 1e-10:
-        return Evidence(verdict=FAILS, text=text, counterexample=found)
-    if span > HEAD_DIM:
-        return Evidence(verdict=HOLDS, text=text, values=found)
-    return Evidence(
-        verdict=CONDITIONAL,
-        text=text,
-        conditions="expressive as a function of the input; the rank of what a head can add to the stream stays d_k",
-        values=found,
+    limit = "expressive as a function of the input; the rank of what a head can add to the stream stays d_k"
+    return decided(
+        text,
+        gaps["gated"] > EXACT and gaps["plain"] <= 1e-10,
+        found,
+        conditions="" if span > HEAD_DIM else limit,
         source="zoo layer standard, biases.gates.OutputGate",
     )
 

@@ -10,7 +10,7 @@ import torch
 from biases import zoo
 from biases.claims import schedule
 from biases.claims._judge import judged
-from biases.claims.evidence import CONDITIONAL, FAILS, HOLDS, Evidence, counted
+from biases.claims.evidence import CONDITIONAL, Evidence, counted, decided
 from biases.claims.ledger import claim
 from biases.claims.mope import CONTEXT, DIM, P2, P3, published_position
 
@@ -88,9 +88,7 @@ def clamp_gradient() -> Evidence:
         f"Where every pair is clamped the largest gradient of log omega is {found['log omega']:.2g} and that of log "
         f"sigma {found['log sigma']:.2g}: omega is replaced by 5 / sigma, gradient included, and is not learned."
     )
-    if found["log omega"] > 0:
-        return Evidence(verdict=HOLDS, text=text, values=found)
-    return Evidence(verdict=FAILS, text=text, counterexample=found)
+    return decided(text, found["log omega"] > 0, found)
 
 
 @claim(
@@ -122,10 +120,8 @@ def boundary_without_data() -> Evidence:
     )
     numbers: dict[str, Any] = {"pairs at 5.000": at_boundary, "raw product": round(raw.min().item(), 4)}
     numbers |= {"mean log shift": {name: round(shift, 4) for name, shift in shifts.items()}}
-    if at_boundary == DIM // 2:
-        conditions = "by construction: start, weight decay and clamp put every pair there, whatever the data"
-        return Evidence(verdict=CONDITIONAL, text=text, conditions=conditions, values=numbers)
-    return Evidence(verdict=FAILS, text=text, counterexample=numbers)
+    conditions = "by construction: start, weight decay and clamp put every pair there, whatever the data"
+    return decided(text, at_boundary == DIM // 2, numbers, conditions=conditions)
 
 
 @claim(
