@@ -8,22 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown_tables import escaped, table
-from biases.claims import VERDICTS
-from biases.claims.ledger import APART, CONDITIONAL, NOT_REPRODUCIBLE, PAPERS
+from biases.claims.ledger import APART, CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE, PAPERS
 
 TELLING = (
     "ega-causal",
+    "ega-gain",
     "ega-gain-without-the-future",
     "ega-gate-after-softmax",
     "superadditivity",
     "mope-boundary-without-data",
+    "mope-converges-from-elsewhere",
     "rmt-linear-complexity",
     "retnet-first-chunkwise",
     "swat-forward-looking",
 )
 """Entries that the README shows."""
 
+FAILS_ON_CONDITION = "fails on condition"
 SHORT = {CONDITIONAL: "holds on condition", NOT_REPRODUCIBLE: "not reproducible"}
+COLUMNS = (HOLDS, CONDITIONAL, FAILS, FAILS_ON_CONDITION, INCONCLUSIVE, NOT_REPRODUCIBLE)
 README, PAGE = 240, 360
 """Characters up to which further sentences of an evidence are shown."""
 
@@ -32,7 +35,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def counts(rows: Rows) -> str:
     """How many statements have which verdict, by paper, and the other kinds of entries below."""
-    head = ["paper", "entries", *(SHORT.get(verdict, verdict) for verdict in VERDICTS)]
+    head = ["paper", "entries", *(SHORT.get(verdict, verdict) for verdict in COLUMNS)]
     stated = [row for row in rows if row["kind"] not in APART]
     groups = {
         f"[{title}](https://arxiv.org/abs/{paper})": [row for row in stated if row["paper"] == paper]
@@ -42,9 +45,10 @@ def counts(rows: Rows) -> str:
     groups |= {f"apart: {kind}": [row for row in rows if row["kind"] == kind] for kind in APART}
     lines = []
     for name, group in groups.items():
-        found = Counter(row["status"] for row in group)
+        found = Counter(_verdict(row) for row in group)
         if group:
-            lines.append([name, str(len(group)), *(str(found[verdict] or "") for verdict in VERDICTS)])
+            numbers = (found[SHORT.get(verdict, verdict)] for verdict in COLUMNS)
+            lines.append([name, str(len(group)), *(str(number or "") for number in numbers)])
     return "\n".join(table(head, lines))
 
 
@@ -52,7 +56,7 @@ def telling(rows: Rows) -> str:
     """The entries of :data:`TELLING` with verdict and evidence."""
     by_id = {row["id"]: row for row in rows}
     lines = [
-        [f"{escaped(row['statement'])} (`{row['id']}`)", _verdict(row), brief(row, README)]
+        [f"{escaped(row['statement'])} (`{row['id']}`)", _verdict(row), brief(row, README, in_full=False)]
         for row in (by_id[id] for id in TELLING)
     ]
     return "\n".join(table(["the paper states", "verdict", "evidence"], lines))
@@ -69,11 +73,12 @@ def ledger(rows: Rows) -> str:
     return "\n".join(lines[1:])
 
 
-def brief(row: Mapping[str, Any], length: int) -> str:
+def brief(row: Mapping[str, Any], length: int, *, in_full: bool = True) -> str:
     """The conditions, if any, and the first sentences of the evidence, through that with the interval where it has one.
 
     Args:
         length: in characters, beyond which no further sentence is begun.
+        in_full: whether to tell in what a size of a study is not the published one.
     """
     evidence = row["evidence"]
     first, *rest = re.split(r"(?<=[.?]) (?=[A-Z`])", " ".join(evidence["text"].split()))
@@ -82,8 +87,10 @@ def brief(row: Mapping[str, Any], length: int) -> str:
         if not untold and len(first) + len(sentence) > length:
             break
         first += f" {sentence}"
-    conditions = f"*Condition: {escaped(evidence['conditions'])}.* " if evidence["conditions"] else ""
-    return conditions + escaped(first)
+    conditions = evidence["conditions"]
+    if not in_full:
+        conditions = re.sub(r"(^|; )(size \w+): .*", r"\1\2, not the published setting", conditions)
+    return (f"*Condition: {escaped(conditions)}.* " if conditions else "") + escaped(first)
 
 
 def _entry(row: Mapping[str, Any]) -> list[str]:
@@ -91,4 +98,6 @@ def _entry(row: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
+    if row["status"] == FAILS and row["evidence"]["conditions"]:
+        return FAILS_ON_CONDITION
     return SHORT.get(row["status"], row["status"])

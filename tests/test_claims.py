@@ -141,7 +141,7 @@ def test_planted_repairs_are_noticed(monkeypatch):
         ({"tolerance": None}, "both or neither"),
         ({"error": math.nan}, "a finite number of at least 0"),
         ({"error": -1.0}, "a finite number of at least 0"),
-        ({"conditions": "on Sundays"}, "and only with it"),
+        ({"conditions": "on Sundays"}, "and beside it with"),
         ({"verdict": CONDITIONAL}, "evidence conditions"),
         ({"counterexample": {}}, "something, in at most 2000 characters"),
         ({"counterexample": {"x": "y" * 2000}}, "something, in at most 2000 characters"),

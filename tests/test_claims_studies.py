@@ -77,10 +77,13 @@ def test_verdicts_from_a_study(folder):
     assert leak.interval[0] < 0.25 < leak.interval[1]
 
 
-def test_the_opposite_in_another_setting_is_inconclusive(folder):
+def test_the_opposite_in_another_setting_fails_in_that_setting_alone(folder):
     keep(folder, gate_sight())
-    opposite, none = (row_of(id).evidence for id in ("ega-gain-without-the-future", "ega-gain-of-a-causal-gate"))
-    assert (opposite.verdict, none.verdict) == (INCONCLUSIVE, INCONCLUSIVE)
+    rows = [row_of(id) for id in ("ega-gain-without-the-future", "ega-gain-of-a-causal-gate")]
+    opposite, none = (row.evidence for row in rows)
+    for row in rows:
+        assert (row.status, row.label) == (FAILS, "fails if ...")
+        assert row.evidence.conditions.startswith("size small: layers 4 (published 6)")
     assert "The opposite at this size: higher." in opposite.text
     assert "Not so at this size: within 0.01 nats per character of no difference" in none.text
     assert "Holm-adjusted p of equivalence = " in none.text
@@ -89,8 +92,9 @@ def test_the_opposite_in_another_setting_is_inconclusive(folder):
     assert "p_holm" not in none.values
     keep(folder, gate_sight("paper"))
     for id in ("ega-gain-without-the-future", "ega-gain-of-a-causal-gate"):
-        assert row_of(id).status == FAILS
-        assert "at this size" not in row_of(id).evidence.text
+        row = row_of(id)
+        assert (row.status, row.label, row.evidence.conditions) == (FAILS, FAILS, "")
+        assert "at this size" not in row.evidence.text
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_the_opposite_in_another_setting_is_inconclusive(folder):
         ("paper", 1.800, FAILS),
         ("paper", 1.805, FAILS),
         ("paper", 1.900, FAILS),
-        ("small", 1.900, INCONCLUSIVE),
+        ("small", 1.900, FAILS),
     ],
 )
 def test_a_direction_within_the_smallest_effect_of_interest_is_a_condition(folder, size, ega, verdict):
@@ -133,7 +137,7 @@ def test_a_leak_is_judged_by_the_smallest_effect_of_interest(folder, leak, sprea
     [
         ({"tau": 0.35, "alpha": 2.2}, 1e-3, "paper", (CONDITIONAL, CONDITIONAL)),
         ({"tau": 0.40, "alpha": 2.15}, 1e-3, "small", (CONDITIONAL, CONDITIONAL)),
-        ({"tau": 0.35, "alpha": 3.0}, 1e-3, "small", (CONDITIONAL, INCONCLUSIVE)),
+        ({"tau": 0.35, "alpha": 3.0}, 1e-3, "small", (CONDITIONAL, FAILS)),
         ({"tau": 0.60, "alpha": 2.0}, 1e-3, "paper", (FAILS, FAILS)),
         ({"tau": 0.35, "alpha": 2.2}, 0.5, "paper", (INCONCLUSIVE, INCONCLUSIVE)),
     ],
@@ -145,7 +149,7 @@ def test_learned_values_from_a_study(folder, ends, spread, size, verdicts):
     assert tau.values["heads"][1] > tau.interval[1]
     assert list(tau.values["by layer"]) == [f"blocks.{layer}.attention.key_gate.tau" for layer in range(2)]
     for evidence in (tau, alpha):
-        assert ("one start" in evidence.conditions) == (evidence.verdict == CONDITIONAL)
+        assert ("one start" in evidence.conditions) == (evidence.verdict != INCONCLUSIVE)
 
 
 def test_the_largest_size_that_reached_a_verdict_is_taken(folder):
@@ -221,7 +225,7 @@ def superadditivity(excess, size="small", mope=0.03):
         (0.06, "small", CONDITIONAL),
         (0.06, "paper", HOLDS),
         (0.0, "paper", FAILS),
-        (-0.06, "small", INCONCLUSIVE),
+        (-0.06, "small", FAILS),
         (-0.06, "paper", FAILS),
     ],
 )
@@ -278,12 +282,13 @@ CONVERGES = ("mope-converges-from-elsewhere", "mope-converges-without-decay")
 RAW = ("mope-raw-product-from-elsewhere", "mope-raw-product-without-decay")
 
 
-@pytest.mark.parametrize(("size", "verdict"), [("small", INCONCLUSIVE), ("paper", FAILS)])
-def test_products_that_end_elsewhere_are_no_convergence(folder, size, verdict):
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_products_that_end_elsewhere_are_no_convergence(folder, size):
     keep(folder, controls({"published": 4.5, "no-decay": 5.2, "product-10-no-decay": 9.8}, size))
     for id in (*CONVERGES, *RAW):
         evidence = row_of(id).evidence
-        assert (evidence.verdict, evidence.unit) == (verdict, "omega sigma")
+        assert (evidence.verdict, evidence.unit) == (FAILS, "omega sigma")
+        assert bool(evidence.conditions) == (size == "small")
     assert "higher" in row_of(RAW[0]).evidence.text
     assert ("Not as stated at this size" in row_of(CONVERGES[0]).evidence.text) == (size == "small")
 
@@ -294,8 +299,8 @@ def test_products_that_the_clamp_holds_are_at_the_boundary_whatever_the_raw_ones
         assert row_of(id).status == CONDITIONAL
         assert row_of(id).evidence.interval == (5.0, 5.0)
     for id in RAW:
-        assert row_of(id).status == INCONCLUSIVE
-        assert "The opposite at this size: higher." in row_of(id).evidence.text
+        assert row_of(id).status == FAILS
+        assert "Not so at this size: higher." in row_of(id).evidence.text
 
 
 def test_cells_that_tell_no_product_are_no_evidence(folder):
@@ -325,7 +330,7 @@ def test_images_are_never_in_the_published_setting(folder):
             "size paper: the published setting is not known",
         )
     gate = row_of("gated-swinrmt-retention-gate").evidence
-    assert gate.verdict == INCONCLUSIVE
+    assert (gate.verdict, gate.conditions) == (FAILS, "size paper: the published setting is not known")
     assert "Not so at this size" in gate.text
 
 

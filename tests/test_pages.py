@@ -27,7 +27,7 @@ from biases.ablation.contrasts import METRICS
 from biases.ablation.results import write_result
 from biases.ablation.study import KEYS, Execution, check_models
 from biases.claims import CLAIMS, VERDICTS, run_claims
-from biases.claims.ledger import APART, STATEMENTS
+from biases.claims.ledger import APART, FAILS, STATEMENTS
 
 DOCS = kept.ROOT / "docs"
 COMMITTED = {row["id"]: row for row in kept.kept_ledger()["claims"]}
@@ -234,7 +234,11 @@ def test_claims_are_counted_and_shown():
     groups = {f"apart: {kind}": [row for row in rows if row["kind"] == kind] for kind in APART}
     groups["all that was executed"] = [row for row in rows if row["kind"] in STATEMENTS]
     for name, group in groups.items():
-        assert counts[name] == [len(group), *(sum(row["status"] == verdict for row in group) for verdict in VERDICTS)]
+        limited = sum(row["status"] == FAILS and bool(row["evidence"]["conditions"]) for row in group)
+        numbers = [sum(row["status"] == verdict for row in group) for verdict in VERDICTS]
+        place = VERDICTS.index(FAILS)
+        numbers[place : place + 1] = [numbers[place] - limited, limited]
+        assert counts[name] == [len(group), *numbers]
     papers = [numbers for name, numbers in counts.items() if name.startswith("[")]
     assert [sum(column) for column in zip(*papers, strict=True)] == counts["all that was executed"]
     assert len(claim_tables.telling(rows).splitlines()) == 2 + len(claim_tables.TELLING)
@@ -245,6 +249,15 @@ def test_claims_are_counted_and_shown():
 def test_conditions_are_told():
     conditional = next(row for row in COMMITTED.values() if row["evidence"]["conditions"])
     assert claim_tables.brief(conditional, 0).startswith("*Condition: ")
+
+
+def test_the_setting_is_told_in_full_on_the_page_alone():
+    row = {
+        "evidence": {"text": "Found.", "conditions": "by less; size small: layers 4 (published 6)", "interval": None}
+    }
+    assert claim_tables.brief(row, 0) == "*Condition: by less; size small: layers 4 (published 6).* Found."
+    short = "*Condition: by less; size small, not the published setting.* Found."
+    assert claim_tables.brief(row, 0, in_full=False) == short
 
 
 def test_evidence_is_cut_after_its_interval():

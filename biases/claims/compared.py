@@ -32,9 +32,9 @@ def compared(study: str, *, stated: str, published: str, metric: str, departs: s
         arms: ``a`` and ``b``, or ``y00``, ``y10``, ``y01`` and ``y11``.
 
     Returns:
-        ``"holds"`` and ``"fails"`` only in the published setting; elsewhere agreement is conditional, and the opposite
-        inconclusive. A direction is agreed to on condition where the difference is in that direction and smaller than
-        the smallest effect of interest. Contrasts outside the declared family have an interval and no verdict.
+        ``"holds"`` and ``"fails"`` without conditions only in the published setting; elsewhere both are limited to the
+        setting measured. A direction is agreed to on condition where the difference is in that direction and smaller
+        than the smallest effect of interest. Contrasts outside the declared family have an interval and no verdict.
     """
     one_of("stated", stated, STATED)
     judge = partial(_judge, arms=arms, metric=metric, stated=stated, published=published, departs=departs)
@@ -42,17 +42,17 @@ def compared(study: str, *, stated: str, published: str, metric: str, departs: s
 
 
 def settled(answer: str, unlike: str, conditions: str) -> tuple[str, str]:
-    """Verdict and conditions.
+    """Verdict and the conditions to which it is limited.
 
     Args:
         answer: whether the measurement :data:`AGREES` with the statement, :data:`OPPOSES` it or leaves it :data:`OPEN`.
         unlike: in what the setting is not the published one; empty where it is.
-        conditions: further ones of an agreement.
+        conditions: further ones.
     """
     told = "; ".join(each for each in (conditions, unlike) if each)
     if answer == AGREES:
         return (CONDITIONAL, told) if told else (HOLDS, "")
-    return (FAILS if answer == OPPOSES and not unlike else INCONCLUSIVE), ""
+    return (FAILS, told) if answer == OPPOSES else (INCONCLUSIVE, "")
 
 
 def _judge(
@@ -77,8 +77,8 @@ def _judge(
     unlike = "; ".join(each for each in (departs, f"size {analysis['size']}: {where}" if where else "") if each)
     verdict, told = settled(answer, unlike, conditions)
     text = f"{_in_numbers(row)}: {_in_words(row)}."
-    if verdict == INCONCLUSIVE and answer == OPPOSES:
-        text += f" {_opposition(row)}."
+    if answer == OPPOSES and unlike:
+        text += f" {_opposition(row, stated)}."
     text += f" Study {analysis['study']}, size {analysis['size']} ({setting(analysis)})."
     redeclared = analysis["family"].get("redeclared") or []
     if redeclared:
@@ -108,11 +108,11 @@ def _answer(row: Row, stated: str) -> tuple[str, str]:
     return OPPOSES, ""
 
 
-def _opposition(row: Row) -> str:
+def _opposition(row: Row, stated: str) -> str:
     """What speaks against the statement, where it was made in another setting."""
     low, high = row["interval"]
     if row["verdict"] != "equivalent":
-        return f"The opposite at this size: {_direction(row)}"
+        return f"{'Not so' if stated == 'equivalent' else 'The opposite'} at this size: {_direction(row)}"
     where = "includes 0" if low <= 0 <= high else "is wholly on the opposite side of 0"
     return f"Not so at this size: within {row['margin']:g} {row['unit']} of no difference, by an interval that {where}"
 

@@ -27,7 +27,8 @@ class Evidence:
     Attributes:
         verdict: one of :data:`VERDICTS`.
         text: one to three sentences for a reader, with the numbers.
-        conditions: under which it holds; with ``"holds under stated conditions"`` only.
+        conditions: under which it holds, with ``"holds under stated conditions"``, or those to which ``"fails"`` is
+            limited, if any; with no other verdict.
         error: largest deviation from the statement.
         tolerance: largest error that counts as rounding; together with ``error``.
         counterexample: plain JSON values, small enough to read.
@@ -63,8 +64,9 @@ class Evidence:
         one_of("verdict", self.verdict, VERDICTS)
         if not self.text.strip():
             fail("evidence text", "one to three sentences", repr(self.text))
-        if (self.verdict == CONDITIONAL) != bool(self.conditions):
-            fail("evidence conditions", f"them with {CONDITIONAL!r}, and only with it", repr(self.conditions))
+        if self.verdict != FAILS and (self.verdict == CONDITIONAL) != bool(self.conditions):
+            expected = f"them with {CONDITIONAL!r}, and beside it with {FAILS!r} only"
+            fail("evidence conditions", expected, repr(self.conditions))
         self._check_numbers()
         for name in ("counterexample", "values"):
             _plain(f"evidence {name}", getattr(self, name))

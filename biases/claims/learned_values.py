@@ -110,8 +110,9 @@ def _converges(
     margin = max(abs(each - value) for values in sets.values() for each in values)
     answer = _place(first["interval"], value - margin, value + margin) if _enough(analysis, first) else OPEN
     conditions = "layer 0, mean over heads, one start, EGA-1 where the published values are of its variants"
-    verdict, conditions = settled(answer, _at_this_size(analysis), conditions)
-    opposite = " Not as stated at this size." if answer == OPPOSES and verdict == INCONCLUSIVE else ""
+    unlike = _at_this_size(analysis)
+    verdict, conditions = settled(answer, unlike, conditions)
+    opposite = " Not as stated at this size." if answer == OPPOSES and unlike else ""
     spread = [min(each["minimum"] for each in found.values()), max(each["maximum"] for each in found.values())]
     evidence = Evidence(
         verdict=verdict,
@@ -171,8 +172,9 @@ def _product(file: str, analysis: Analysis, *, arm: str) -> Finding:
     margin = analysis["statistics"]["smallest_effect"]
     near = _place(found["interval"], ADMISSIBILITY - margin, ADMISSIBILITY + margin)
     answer = near if _enough(analysis, found) else OPEN
-    verdict, conditions = settled(answer, _at_this_size(analysis), "")
-    opposite = " Not as stated at this size." if answer == OPPOSES and verdict == INCONCLUSIVE else ""
+    unlike = _at_this_size(analysis)
+    verdict, conditions = settled(answer, unlike, "")
+    opposite = " Not as stated at this size." if answer == OPPOSES and unlike else ""
     evidence = Evidence(
         verdict=verdict,
         text=f"In arm {arm} the product as used, clamped, ends at {found['mean']:.3f} [{low:.3f}, {high:.3f}], mean "

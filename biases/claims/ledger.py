@@ -183,6 +183,13 @@ class Row:
         """The verdict, or ``"error"``."""
         return "error" if self.evidence is None else self.evidence.verdict
 
+    @property
+    def label(self) -> str:
+        """The status in short words, which tell also whether ``"fails"`` is limited to conditions."""
+        if self.evidence is not None and self.status == FAILS and self.evidence.conditions:
+            return "fails if ..."
+        return SHORT.get(self.status, self.status)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         entry = self.claim

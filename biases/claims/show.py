@@ -17,7 +17,6 @@ from biases.claims.ledger import (
     HOLDS,
     INCONCLUSIVE,
     PAPERS,
-    SHORT,
     Row,
     summary,
 )
@@ -38,7 +37,7 @@ def show_all(rows: Sequence[Row]) -> None:
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
         for row in of_paper:
-            verdict = Text(SHORT.get(row.status, row.status), style=STYLES.get(row.status, ""))
+            verdict = Text(row.label, style=STYLES.get(row.status, ""))
             # Statements may hold what looks like markup.
             kind = f" [{row.claim.kind}]" if row.claim.kind in APART else ""
             table.add_row(row.claim.id, verdict, Text((row.message or row.claim.statement) + kind))
