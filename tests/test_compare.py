@@ -334,6 +334,49 @@ def test_tracks_that_vary_or_return_samples_are_judged_by_rounds(repo):
     assert found["ops.track_zero"].verdict == "inconclusive"
 
 
+def test_only_what_is_deterministic(repo):
+    """No time is taken, not even of what turns out to vary, and nothing else is left out."""
+    repo.write(
+        "benchmarks/ops.py",
+        """
+        import itertools
+        import pkg
+        COUNT = itertools.count(100)
+
+        def track_varying():
+            return next(COUNT)
+
+        def track_latency():
+            return {"samples": [0.5, 0.25, 1.0], "number": 1}
+
+        def track_seconds():
+            raise AssertionError
+
+        def track_size():
+            return len(pkg.table(64))
+
+        def time_work():
+            raise AssertionError
+
+        def peakmem_work():
+            raise AssertionError
+
+        track_seconds.unit = "seconds"
+        """,
+    )
+    repo.write("pkg/__init__.py", SQUARE)
+    found = repo.compare(deterministic_only=True)
+    assert {row.name: row.verdict for row in found.rows} == {
+        "ops.track_varying": "skipped",
+        "ops.track_latency": "skipped",
+        "ops.track_size": "regression",
+    }
+    assert found.exit_code == 1
+    assert found.settings["deterministic_only"]
+    assert "Only fixed quantities were compared" in markdown(found)
+    assert repo.compare(deterministic_only=True, bench="varying|time").exit_code == 3
+
+
 def test_other_kinds_are_reported_or_named(repo):
     repo.write(
         "benchmarks/ops.py",

@@ -18,7 +18,7 @@ import biases
 PACKAGE = Path(biases.__file__).parent
 OPTIONAL = (
     *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn"),
-    *("tensorboard", "triton"),
+    *("tensorboard", "torch_tb_profiler", "triton"),
 )
 
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the
@@ -32,7 +32,7 @@ ROWS = {
     "zoo": 5,
     **dict.fromkeys(("ablation", "testing", "bench", "stats"), 6),
     "claims": 7,
-    **dict.fromkeys(("report", "cli", "demo", "checking", "listing"), 8),
+    **dict.fromkeys(("report", "ci", "cli", "demo", "checking", "listing"), 8),
 }
 TOP = max(ROWS.values())
 BOTTOM = {room for room, row in ROWS.items() if row == 0}

@@ -36,8 +36,8 @@ def junit_xml(results: Sequence[Result]) -> bytes:
             )
             if result.status in _TAGS:
                 lines = result.message.splitlines() or [result.status]
-                told = XML.SubElement(case, _TAGS[result.status], message=_printable(lines[0]))
-                told.text = _printable("\n\n".join(filter(None, (result.message, result.reproduce))))
+                told = XML.SubElement(case, _TAGS[result.status], message=printable(lines[0]))
+                told.text = printable("\n\n".join(filter(None, (result.message, result.reproduce))))
     return XML.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
@@ -46,6 +46,6 @@ def write_junit(results: Sequence[Result], path: str | Path) -> None:
     write_atomically(Path(path), junit_xml(results))
 
 
-def _printable(text: str) -> str:
-    """Without the control characters that XML 1.0 has no form for."""
+def printable(text: str) -> str:
+    """Without the control characters that XML 1.0 has no form for, and surrogates, which UTF-8 has none for."""
     return _UNPRINTABLE.sub("?", text)

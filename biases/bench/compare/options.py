@@ -19,6 +19,7 @@ class Options:
         suite: folder of the asv-style suite, relative to the root of the repository; ``None`` looks for it in
             ``asv.conf.json``, then in ``benchmarks``. Both sides run the files of head.
         bench: only benchmarks whose name with parameters this regular expression is found in.
+        deterministic_only: leave out what varies: times, samples, and a ``track_*`` that returns two numbers.
         threshold: ratio that matters, above 1.
         rounds: at most, for each benchmark; ``None`` takes 100, or what the number of benchmarks needs.
         seconds: for each benchmark; beyond the least rounds, no more than fit into so many.
@@ -33,6 +34,7 @@ class Options:
 
     suite: str | None = None
     bench: str | None = None
+    deterministic_only: bool = False
     threshold: float = 1.1
     rounds: int | None = None
     seconds: float = 5.0

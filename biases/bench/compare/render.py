@@ -76,6 +76,8 @@ def notes(comparison: Comparison) -> list[str]:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.summary.items())
     found = [counts or "no benchmark matches"]
     settings, machine = comparison.settings, comparison.machine
+    if settings.get("deterministic_only"):
+        found.append("Only fixed quantities were compared; times were left out.")
     if settings.get("family"):
         found.append(
             f"Ratios are head / base, medians of paired rounds; the brackets of all {settings['family']} hold "

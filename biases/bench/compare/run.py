@@ -12,7 +12,7 @@ from typing import Any
 from biases._checks import fail
 from biases._files import write_atomically
 from biases._signals import terminated_as_interrupted
-from biases.bench.compare.measure import Budget, Measured, Pair
+from biases.bench.compare.measure import Budget, Measured, Pair, may_be_fixed
 from biases.bench.compare.options import Options, writable_folder
 from biases.bench.compare.results import Comparison, Row
 from biases.bench.compare.revisions import Repository, State
@@ -130,7 +130,7 @@ class _Run:
     def _measure(self, pair: Pair) -> None:
         listings = {name: side.listing for name, side in pair.sides.items()}
         known = {name: {each["name"] for each in listing["benchmarks"]} for name, listing in listings.items()}
-        wanted = [each for each in listings["head"]["benchmarks"] if self._wanted(each["name"])]
+        wanted = [each for each in listings["head"]["benchmarks"] if self._compared(each)]
         self.other = [name for name in listings["head"]["other"] if self._wanted(name)]
         budget = self._plan(wanted, known["base"], listings)
         self._not_run(listings, known)
@@ -168,13 +168,17 @@ class _Run:
     def _wanted(self, name: str) -> bool:
         return re.search(self.options.bench or "", name) is not None
 
+    def _compared(self, benchmark: dict[str, Any]) -> bool:
+        return self._wanted(benchmark["name"]) and (may_be_fixed(benchmark) or not self.options.deterministic_only)
+
     def _tell(self, name: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(name, done, total)
 
     def _plan(self, wanted: list[dict[str, Any]], at_base: set[str], listings: dict[str, Any]) -> Budget:
         """The level of each interval, and the rounds that it takes."""
-        family = sum(each["name"] in at_base and each["kind"] != "peakmem" for each in wanted)
+        with_interval = () if self.options.deterministic_only else wanted
+        family = sum(each["name"] in at_base and each["kind"] != "peakmem" for each in with_interval)
         self.level = level_of_each(family, self.options.confidence)
         least = least_rounds(self.level)
         if self.options.rounds is not None and self.options.rounds < least:
@@ -182,7 +186,7 @@ class _Run:
         rounds = self.options.rounds or max(DEFAULT_ROUNDS, least)
         asked = {
             name: getattr(self.options, name)
-            for name in ("suite", "bench", "threshold", "tolerance", "seed", "prepare")
+            for name in ("suite", "bench", "deterministic_only", "threshold", "tolerance", "seed", "prepare")
         }
         pythons = {side: listing["python"] for side, listing in listings.items()}
         self.settings = {
@@ -194,7 +198,7 @@ class _Run:
             "seconds": self.options.seconds,
             "python": pythons,
         }
-        return Budget(rounds, least, self.options.seconds)
+        return Budget(rounds, least, self.options.seconds, self.options.deterministic_only)
 
     def _not_run(self, listings: dict[str, Any], known: dict[str, set[str]]) -> None:
         """Rows of what head cannot load, and of what it does not have."""
@@ -205,7 +209,7 @@ class _Run:
         for each in listings["base"]["benchmarks"]:
             name = each["name"]
             lost = any(module in WHOLE or name.startswith(f"{module}.") for module in broken)
-            if name not in known["head"] and self._wanted(name) and not lost:
+            if name not in known["head"] and self._compared(each) and not lost:
                 self.rows[name] = Row(name, each["kind"], each["unit"], "not at head", "not in the listing of head")
 
 
