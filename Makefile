@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # CPU-only torch on Linux: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
-.PHONY: demo bench gpu test lint types install clean
+.PHONY: demo bench docs gpu test lint types install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -22,6 +22,11 @@ gpu:
 	@if [ ! -x $(BIN)/python ] && $(PYTHON) -c 'import torch' 2>/dev/null; \
 	then $(PYTHON) -m benchmarks.gpu $(GPU); \
 	else $(MAKE) --no-print-directory $(STAMP) && $(BIN)/python -m benchmarks.gpu $(GPU); fi
+
+# As HTML, into build/docs; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
