@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # CPU-only torch on Linux: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
-.PHONY: demo bench docs gpu test lint types install clean
+.PHONY: demo bench site docs gpu test lint types install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -16,6 +16,10 @@ demo: $(STAMP)
 # The quick selection; make bench ASV=--full for everything, ASV="-b 'operators.Cpu.*swat'" for what matches.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(ASV)
+
+# The committed results of the asv suite over commits, as pages in .asv/html; SITE="--branch HEAD --out DIR".
+site: $(STAMP)
+	$(BIN)/python -m benchmarks.asv_site $(SITE)
 
 # On a machine where nothing can be installed, a PYTHON that has torch is used as it is; GPU="--budget 500 --out DIR".
 gpu:
