@@ -2,8 +2,8 @@
 
 A ``python`` or ``toml`` block that begins with ``# NAME`` is a file; another ``python`` block is run, and a ``text``
 block after it is what it prints. A ``console`` block has commands after ``$ ``, each followed by what it prints, if
-that is shown; a command ends with exit code 0 unless ``$ echo $?`` follows. ``...`` stands for anything, and white
-space does not count. Blocks in other languages are not run.
+that is shown; a command ends with exit code 0 unless ``$ echo $?`` follows. ``...`` stands for anything, though not by
+itself, and white space does not count. Blocks in other languages are not run.
 """
 
 from __future__ import annotations
@@ -172,20 +172,23 @@ class Session:
                 self.wrong.append(f"{block.where}: $ {command}: expected exit code 0, got {code}\n{printed}")
 
     def _compare(self, where: str, shown: str, printed: str) -> None:
-        if not doctest.OutputChecker().check_output(shown, printed, FLAGS):
+        if "..." in shown and not shown.replace("...", "").strip():
+            self.wrong.append(f"{where}: expected something beside ...")
+        elif not doctest.OutputChecker().check_output(shown, printed, FLAGS):
             self.wrong.append(f"{where}: expected\n{shown}\ngot\n{printed}")
 
 
 def execute(command: str) -> tuple[int, str]:
-    """Exit code and output of a command: of ``biases`` in this process, of Python in another."""
+    """Exit code and output, of both streams, of a command: of ``biases`` in this process, of Python in another."""
     words = shlex.split(command, comments=True)
     if words[0] == "biases":
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as told:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
             try:
                 code = main(words[1:])
             except SystemExit as error:
                 code = int(error.code or 0)
-        return code, printed.getvalue() or told.getvalue()
+        return code, printed.getvalue()
     assert words[0] == "python", f"expected biases or python, got {command!r}"
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=280)
-    return done.returncode, done.stdout + done.stderr
+    python = [sys.executable, *words[1:]]
+    done = subprocess.run(python, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
+    return done.returncode, done.stdout

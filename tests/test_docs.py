@@ -90,6 +90,7 @@ def test_a_session_sees_what_is_wrong(tmp_path: Path) -> None:
         ("text", "1\n"),
         ("console", "$ biases list alibi\nnothing of the kind\n$ biases list alib\n"),
         ("console", "$ biases list alib\nbiases: ...did you mean...\n$ echo $?\n0\n"),
+        ("console", "$ biases list alibi\n...\n"),
         ("python", "from biases.registry import VARIANTS\nVARIANTS.clear()\nraise LookupError\n"),
     ]
     wrong = Session(tmp_path).run([Block("page", line, *each) for line, each in enumerate(said)])
@@ -98,7 +99,8 @@ def test_a_session_sees_what_is_wrong(tmp_path: Path) -> None:
         "page:6: $ biases list alibi: expected",
         "page:6: $ biases list alib: expected exit code 0, got 2",
         "page:7: exit code of $ biases list alib: expected",
-        "page:8: raised",
+        "page:8: $ biases list alibi: expected something beside ...",
+        "page:9: raised",
     ]
     assert VARIANTS
     assert "layer" not in sys.modules

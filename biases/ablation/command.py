@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
         checked: dict[str, Any] = {"device": device, "workers": execution.workers, "together": execution.together}
         if options.dry_run:
             check_models(study)
+            if note := few_seeds_note(study):
+                say(f"biases: {note}")
             data = check_run(grid, **checked, elsewhere=opened is not None)
             return _list_cells(study, grid, data, out, options.json)
         tally, folder = Tally(len(grid.cells())), _Begun(study, out)
