@@ -2,11 +2,11 @@
 
     python -m benchmarks.ci_check --summary benchmarks/results/ci_check.json
 
-A repository is made with an attention layer and an asv-style suite, and the steps of the action in `.github/actions`
-are run in bash as GitHub runs them. Equal code must pass, every time; a layer that reads the future must fail with an
-annotation of its line and be named in every report; attention that stores the weights, or that is computed twice, must
-fail by bytes and operations alone, and by time; and where no benchmark matches the verdict must be refused. Exit code
-0: all of that; 1: not all.
+A repository is made with an attention layer and an asv-style suite, and the steps of the action in `.github/actions`,
+all but the installation of this package, are run in bash as GitHub runs them. Equal code must pass, every time; a layer
+that reads the future must fail with an annotation of its line and be named in every report; attention that stores the
+weights, or that is computed twice, must fail by bytes and operations alone, and by time; and where no benchmark matches
+the verdict must be refused. Exit code 0: all of that; 1: not all.
 """
 
 from __future__ import annotations

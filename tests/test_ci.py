@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from xml.etree import ElementTree as XML
 
 import pytest
 
 from benchmarks.compare_check import make_repository
+from biases.bench.compare import Comparison
+from biases.bench.compare.revisions import State
 from biases.ci.outcome import _LIMIT, Outcome
 from biases.ci.plan import plan_of
 from biases.cli import _parser, main
@@ -148,6 +151,9 @@ def test_what_cannot_be_run_keeps_nothing_else_from_it(repo: Path, capsys: pytes
     assert "::error title=layers_of_ci%3Ano_such%3A can-be-checked error::attribute 'no_such'" in out
     assert "::error title=comparison with no-such-revision could not be made::revision: expected a commit" in out
     assert "It could not be made: revision: expected a commit of" in report("summary.md")
+    (run,) = json.loads(report("results.sarif"))["runs"]
+    assert not run["invocations"][0]["executionSuccessful"]
+    assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "pyproject.toml"
     suites = {suite.get("name"): suite for suite in XML.fromstring(report("junit.xml"))}
     assert {name: suite.get("errors") for name, suite in suites.items()} == {
         "layers_of_ci:no_such": "1",
@@ -246,6 +252,74 @@ def test_interrupted_it_reports_what_was_found(
     assert main(["ci", "--check", LINE, "--base", "HEAD"]) == 130
     assert report("summary.md").startswith("## biases: interrupted\n")
     assert "layers_of_ci:mean" in report("junit.xml")
+    (invocation,) = json.loads(report("results.sarif"))["runs"][0]["invocations"]
+    assert not invocation["executionSuccessful"]
+    assert invocation["toolExecutionNotifications"][0]["message"]["text"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("no asv"), "no asv; pip install 'attention-biases[check,bench]'"),
+        (OSError("no space left"), "no space left"),
+        (RuntimeError("a fault of this package"), ""),
+    ],
+)
+def test_what_was_checked_is_told_whatever_becomes_of_the_comparison(
+    error: Exception,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    monkeypatch.setattr("biases.ci.command.checked", lambda options: [Result("alibi", "p", "", "failed", message="m")])
+    monkeypatch.setattr("biases.ci.command.compared", broken)
+    with nullcontext() if told else pytest.raises(RuntimeError, match="of this package"):
+        assert main(["ci", "--check", "alibi", "--base", "HEAD"]) == 1
+    assert "alibi: p failed" in capsys.readouterr().out
+    assert told in report("summary.md").replace("\\", "")
+    assert "<failure" in report("junit.xml")
+
+
+def test_without_a_base_it_says_that_nothing_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where an expression of a workflow comes out empty; zeros are what was before the first push of a branch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    monkeypatch.setattr("biases.ci.command.checked", lambda options: [Result("alibi", "p", "", "passed")])
+    assert main(["ci", "--check", "alibi", "--base="]) == 0
+    assert "Nothing was compared" in capsys.readouterr().out
+    assert "Nothing was compared" in report("summary.md")
+    assert main(["ci", "--check", "alibi", "--base", "0" * 40]) == 2
+    assert "before the first push of a branch" in report("summary.md")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "told"), [((), "no benchmark matches"), (("time_x",), "every benchmark that matches varies")]
+)
+def test_why_nothing_was_measured(left_out: tuple[str, ...], told: str) -> None:
+    found = Comparison(State("a", "0"), State("b", "1"), (), {}, {}, left_out=left_out)
+    (line,) = Outcome("main", comparison=found).annotations()
+    assert f"nothing was measured::{told}" in line
+
+
+def test_an_interrupted_comparison_is_called_that() -> None:
+    found = Comparison(State("a", "0"), State("b", "1"), (), {}, {}, interrupted=True)
+    (line,) = Outcome("main", comparison=found, codes=[130]).annotations()
+    assert line.startswith("::error title=comparison with main%3A interrupted::")
+    assert "interrupted before a benchmark was measured" in Outcome("main", comparison=found, codes=[130]).summary()
+
+
+def test_nothing_of_a_refusal_is_read_as_markup() -> None:
+    page = Outcome("a*b*", refused="no <b>such</b>\n| thing", codes=[2]).summary()
+    assert r"### Comparison with a\*b\*" in page
+    assert r"It could not be made: no \<b\>such\</b\> \| thing" in page
 
 
 def test_the_summary_fits_on_the_page_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,8 @@ def blocks(language: str) -> list[str]:
 
 def test_the_workflow_of_the_page_uses_the_action_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    workflow, gitlab = (yaml.safe_load(block) for block in blocks("yaml"))
+    workflow, all_of_a_push, gitlab = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert set(all_of_a_push) == {"base"} < set(INPUTS)
     used = f"OWNER/REPOSITORY/{ACTION.parent.relative_to(ROOT)}@REF"
     (step,) = (each for each in workflow["jobs"]["attention"]["steps"] if each.get("uses") == used)
     assert set(step["with"]) <= set(INPUTS)

@@ -24,7 +24,9 @@ OPTIONAL = (
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the
 # public names of the whole package, as a user does.
 ROWS = {
-    **dict.fromkeys(("_cache", "_checks", "_exit_codes", "_files", "_memory", "_signals", "traits", "registry"), 0),
+    **dict.fromkeys(
+        ("_cache", "_checks", "_exit_codes", "_files", "_markup", "_memory", "_signals", "traits", "registry"), 0
+    ),
     "backends": 1,
     **dict.fromkeys(("_calls", "attention", "axial", "positions", "decays", "gates", "windows"), 2),
     "layers": 3,

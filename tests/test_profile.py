@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
+import importlib.util
 import json
 import queue
 import threading
@@ -11,75 +11,21 @@ import time
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.profiler import record_function
+from profile_targets import TARGETS, TINY, profiled
 
-from biases import attend, formulation, zoo
+from biases import attend, formulation
 from biases.axial import attend_decomposed
 from biases.backends.triton import decomposed
-from biases.bench.profile import command, marks
-from biases.bench.profile.marks import DECOMPOSED, Marker
+from biases.bench import Setting
+from biases.bench.profile import command, find, marks, profile
+from biases.bench.profile.marks import ATTEND, DECOMPOSED, Marker
 from biases.cli import main
 
-TINY = ["--length", "64", "--heads", "2", "--head-dim", "16", "--steps", "2"]
 ROUNDING = 1e-6  # seconds, of sums of times that are written in nanoseconds
-
-
-def linear(dim, heads):
-    return nn.Linear(dim, dim)
-
-
-def stock(dim, heads):
-    """Nothing but attention."""
-
-    def attention(x):
-        q = x.unflatten(-1, (heads, -1)).transpose(1, 2)
-        return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2)
-
-    return attention
-
-
-def by_hand(dim, heads, *, name="mine"):
-    def attention(x):
-        with record_function(name):
-            x = torch.softmax(x @ x.transpose(1, 2), -1) @ x
-        return x.sin()
-
-    return attention
-
-
-def a_pair(dim, heads):
-    return lambda x: (x, x)
-
-
-def an_image(dim, heads):
-    return zoo.layer("swin", dim, heads)
-
-
-def interrupted(dim, heads):
-    calls = []
-
-    def layer(x):
-        calls.append(x)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return x.sin()
-
-    return layer
-
-
-def profiled(folder, *arguments):
-    """The result of ``biases profile``, which must succeed."""
-    out = io.StringIO()
-    with redirect_stdout(out):
-        assert main(["profile", *arguments, "--out", str(folder), "--json"]) == 0
-    return json.loads(out.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +44,12 @@ def fetch(traced):
     """Calls the plug-in of TensorBoard, which has read the folder of the profile, as its web server would."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loader = pytest.importorskip("torch_tb_profiler.profiler.loader")
+        if importlib.util.find_spec("torch_tb_profiler") is None:
+            pytest.skip("torch-tb-profiler is not installed")
         from absl import logging
         from tensorboard.plugins.base_plugin import TBContext
         from torch_tb_profiler.plugin import TorchProfilerPlugin
+        from torch_tb_profiler.profiler import loader
         from werkzeug.test import Client
     with pytest.MonkeyPatch.context() as patch:
         # It reads every trace in a process of its own, and changes the logging there.
@@ -233,23 +181,47 @@ def test_the_result_lies_beside_the_trace(traced):
 
 
 def test_profiles_in_one_folder_stay_apart(tmp_path):
-    first, second = (profiled(tmp_path, f"{__name__}:linear", *TINY) for _ in range(2))
-    assert first["trace"] != second["trace"]
-    assert len(list(tmp_path.glob("*.pt.trace.json"))) == 2
+    first, second = (profiled(tmp_path, f"{TARGETS}:linear", *TINY) for _ in range(2))
+    traces = [Path(each["trace"]).name for each in (first, second)]
+    workers = {trace.removesuffix(".pt.trace.json").rpartition(".")[0] for trace in traces}
+    assert len(workers) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {*traces, *(f"{worker}.json" for worker in workers)}
 
 
 def test_what_has_no_attention_has_no_share(tmp_path):
-    attention = profiled(tmp_path, f"{__name__}:linear", *TINY)["attention"]
+    attention = profiled(tmp_path, f"{TARGETS}:linear", *TINY)["attention"]
     assert (attention["share"], attention["seconds"], attention["operators"]) == (0.0, 0.0, {})
 
 
 def test_what_is_only_attention_is_all_attention(tmp_path):
-    found = profiled(tmp_path, f"{__name__}:stock", *TINY, "--length", "512")
+    found = profiled(tmp_path, f"{TARGETS}:stock", *TINY, "--length", "512")
     (between,) = (row["self_seconds"] for row in found["operators"] if row["name"] == "ProfilerStep*")
     attention = found["attention"]
     assert attention["operators"] == {"aten::scaled_dot_product_attention": 2}
     assert attention["seconds"] / (attention["total_seconds"] - between) > 0.8
     assert attention["backward_seconds"] > 0.2 * attention["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "attributed"),
+    [
+        (["multihead"], False),
+        (["multihead", "--forward-only"], False),
+        (["multihead", "--option", "need_weights=False", "--forward-only"], False),
+        (["multihead", "--option", "need_weights=False"], True),
+        (["encoder", "--forward-only"], False),
+        (["encoder"], True),
+    ],
+)
+def test_attention_of_torch_is_counted_or_not_attributable(arguments, attributed, tmp_path):
+    """Fused layers hold projections too, and with weights attention is written out."""
+    attention = profiled(tmp_path, f"{TARGETS}:{arguments[0]}", *TINY, *arguments[1:])["attention"]
+    if attributed:
+        assert 0 < attention["share"] < 1
+        assert attention["operators"] == {"aten::scaled_dot_product_attention": 2}
+    else:
+        assert attention["share"] is None
+        assert "--attention" in attention["reason"]
 
 
 def test_forward_only(tmp_path):
@@ -260,8 +232,8 @@ def test_forward_only(tmp_path):
 
 
 def test_attention_of_ones_own_is_named(tmp_path, capsys):
-    target = f"{__name__}:by_hand"
-    assert profiled(tmp_path, target, *TINY)["attention"]["share"] == 0.0
+    target = f"{TARGETS}:by_hand"
+    assert profiled(tmp_path, target, *TINY)["attention"]["share"] is None
     found = profiled(tmp_path, target, *TINY, "--attention", "mi.e", "--option", "name=mine")
     assert (found["configuration"]["options"], found["configuration"]["attention_pattern"]) == (
         {"name": "mine"},
@@ -272,17 +244,14 @@ def test_attention_of_ones_own_is_named(tmp_path, capsys):
     assert attention["forward_seconds"] > 0
     assert attention["backward_seconds"] > 0
     assert main(["profile", target, *TINY, "--out", str(tmp_path)]) == 0
+    assert "no operator is known to be attention, but aten::bmm, aten::softmax" in capsys.readouterr().out
+    assert main(["profile", f"{TARGETS}:linear", *TINY, "--out", str(tmp_path)]) == 0
     assert "neither attend nor scaled_dot_product_attention was called" in capsys.readouterr().out
 
 
 def test_compiled_code_is_not_attributable(tmp_path, capsys):
-    """Told by the name of its range."""
-    arguments = [f"{__name__}:by_hand", *TINY, "--option", "name=Torch-Compiled Region: 0/0"]
-    found = profiled(tmp_path, *arguments)
-    assert found["attention"]["share"] is None
-    assert "compiled" in found["attention"]["reason"]
-    assert main(["profile", *arguments, "--out", str(tmp_path)]) == 0
-    assert "not attributable" in capsys.readouterr().out
+    assert main(["profile", f"{TARGETS}:compiled", *TINY, "--out", str(tmp_path)]) == 0
+    assert "attention: not attributable, compiled code is one operator" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -292,7 +261,7 @@ def test_compiled_code_is_not_attributable(tmp_path, capsys):
         ("rotary[base=100.0]", 6, []),
         ("alibi", 1, ["--level", "operator"]),
         ("manhattan-decomposed", 2, []),
-        (f"{__name__}:an_image", 1, ["--trait", "domain=image"]),
+        (f"{TARGETS}:an_image", 1, ["--trait", "domain=image"]),
     ],
 )
 def test_every_kind_of_name(name, calls, further, tmp_path):
@@ -332,7 +301,7 @@ def test_how_a_call_is_run_is_found_in_the_first_pass(monkeypatch):
 
 def test_an_interrupted_profile_leaves_nothing(tmp_path):
     folder = tmp_path / "out"
-    assert main(["profile", f"{__name__}:interrupted", *TINY, "--out", str(folder)]) == 130
+    assert main(["profile", f"{TARGETS}:interrupted", *TINY, "--out", str(folder)]) == 130
     assert list(folder.iterdir()) == []
 
 
@@ -353,9 +322,11 @@ def test_an_interrupted_profile_leaves_nothing(tmp_path):
         (["alibi", "--option", "a=1"], "options of 'alibi': expected none"),
         (["alibi", "--trait", "causal=true"], "traits of 'alibi': expected none"),
         (["json:nothing"], "attribute 'nothing' of 'json:nothing'"),
-        ([f"{__name__}:linear", "--option", "a=1"], "linear(32, 2, a=1): expected a layer, got TypeError"),
-        ([f"{__name__}:linear", "--backend", "dense"], "expected none, a factory chooses its own, got dense"),
-        ([f"{__name__}:a_pair"], "expected a tensor of shape (1, 16, 32), as its input, got tuple"),
+        ([f"{TARGETS}:linear", "--option", "a=1"], "linear(32, 2, a=1): expected a layer, got TypeError"),
+        ([f"{TARGETS}:linear", "--backend", "dense"], "expected none, a factory chooses its own, got dense"),
+        ([f"{TARGETS}:raises"], "raises': expected one without an error, got RuntimeError: "),
+        ([f"{TARGETS}:raises", "--option", "backward=True"], "an error, got RuntimeError: not written yet"),
+        ([f"{TARGETS}:a_pair"], "expected a tensor of shape (1, 16, 32), as its input, got tuple"),
         (["alibi", "--out", __file__], "--out: expected a folder that can be written in"),
     ],
 )
@@ -386,6 +357,20 @@ def test_the_table_for_people(tmp_path, monkeypatch, capsys):
     assert "  which needs pip install 'attention-biases[profile]'" in shown
 
 
+def test_operators_are_ordered_without_times_of_the_device(tmp_path):
+    """As where no kernels were recorded on CUDA."""
+    found = profile(find("alibi", Setting(length=16, heads=2, head_dim=16)), tmp_path, steps=1)
+    assert command.lines(found, "device", 3, 100)[3].startswith("operator")
+
+
+def test_without_operators_of_ones_own_in_torch_ranges_are_marked(monkeypatch):
+    monkeypatch.delattr(torch._C._profiler, "_RecordFunctionFast")
+    q = torch.randn(1, 1, 4, 8)
+    with Marker().active(), torch.profiler.profile() as recorded:
+        attend(q, q, q, backend="dense")
+    assert [event.name for event in recorded.events() if event.name.startswith("biases::")] == [f"{ATTEND} (dense)"]
+
+
 @pytest.mark.gpu
 def test_kernels_of_the_device_are_attributed(tmp_path):
     found = profiled(tmp_path, "alibi", *TINY, "--length", "512", "--device", "cuda", "--dtype", "bfloat16")
@@ -395,3 +380,12 @@ def test_kernels_of_the_device_are_attributed(tmp_path):
     assert attention["share"] == pytest.approx(attention["device_seconds"] / attention["total_seconds"])
     launched = sum(row["device_seconds"] for row in found["operators"])
     assert launched == pytest.approx(attention["total_seconds"], rel=1e-3)
+    assert attention["backward_seconds"] > 0
+
+
+@pytest.mark.gpu
+def test_what_is_only_attention_is_all_attention_on_the_device(tmp_path):
+    cuda = ["--length", "2048", "--device", "cuda", "--dtype", "bfloat16"]
+    attention = profiled(tmp_path, f"{TARGETS}:stock", *TINY, *cuda)["attention"]
+    assert attention["share"] > 0.8
+    assert attention["backward_seconds"] > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -153,15 +155,41 @@ def test_without_attention_and_with_nothing_else():
         ("aten::_flash_attention_forward", True),
         ("biases::attend_decomposed (triton)", True),
         ("mine", True),
-        ("mine::other", False),
-        ("aten::_native_multi_head_attention", False),
+        ("mine_other", False),
         ("biases::attention_like", False),
-        ("aten::softmax", False),
+        ("aten::log_softmax", False),
+        ("aten::addmm", False),
     ],
 )
 def test_names(name, counted):
     found = attribute(nested(step(0, 10), event(name, 0, 5)), "mine")
     assert found.share == pytest.approx(0.5 if counted else 0.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd", "CompiledFunctionBackward"),
+        *("aten::softmax", "aten::_safe_softmax", "aten::bmm", "aten::baddbmm", "flash_attn::_flash_attn_forward"),
+    ],
+)
+def test_what_may_hold_attention_is_not_called_none(name):
+    found = attribute(nested(step(0, 10), event("aten::addmm", 0, 4), event(name, 4, 9)))
+    assert found.share is None
+    assert "attention" in found.reason
+    named = attribute(nested(step(0, 10), event(name, 4, 9)), re.escape(name))
+    assert (named.share, named.reason) == (pytest.approx(0.5), "")
+
+
+def test_what_attention_is_written_out_of_is_something_else_beside_known_attention():
+    found = attribute(nested(step(0, 10), event(ATTEND, 0, 5), event("aten::bmm", 5, 9)))
+    assert found.share == pytest.approx(0.5)
+
+
+def test_cuda_without_its_kernels():
+    """Time of the host would be another quantity under the same name."""
+    found = attribute(nested(step(0, 10), event(ATTEND, 0, 5)), device="cuda:0")
+    assert (found.share, found.device_seconds, found.reason) == (None, None, "no kernels were recorded")
 
 
 def test_compiled_code_outside_attention_hides_what_is_in_it():

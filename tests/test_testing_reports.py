@@ -15,7 +15,7 @@ from biases.checking.run import locate
 from biases.cli import main
 from biases.testing import Result
 from biases.testing.annotations import github, github_error
-from biases.testing.location import Location, location_of, source_root
+from biases.testing.location import Location, location_of, project_file, source_root
 from biases.testing.markdown import LIMIT, markdown, write_markdown
 from biases.testing.sarif import sarif
 
@@ -62,6 +62,8 @@ def test_markdown_of_what_passed_and_of_nothing() -> None:
     assert "### Promises of attention: 1 checked, all as expected" in markdown(RESULTS[1:2])
     assert "| subject | property |" not in markdown(RESULTS[1:2])
     assert markdown(RESULTS[5:]).startswith("### Promises of attention: nothing was checked")
+    some = markdown([RESULTS[1], RESULTS[5]])
+    assert some.startswith("### Promises of attention: no verdict, nothing was checked of 1 of 2 subjects\n")
 
 
 def test_nothing_in_a_result_is_read_as_markup() -> None:
@@ -153,18 +155,30 @@ def test_sarif_has_a_rule_a_property_and_a_result_a_failure() -> None:
     assert place["artifactLocation"] == {"uri": "src/my%20layers.py", "uriBaseId": "%SRCROOT%"}
     assert place["region"] == {"startLine": 12}
     assert run["results"][0]["properties"]["counterexample"] == {"batch": 1, "length": 2}
+    helps = {rule["id"]: rule["help"]["text"] for rule in driver["rules"]}
+    assert "biases check TARGET --property finite-output" in helps["finite-output"]
+    assert "--property" not in helps["no-such-property"]
     (invocation,) = run["invocations"]
     assert not invocation["executionSuccessful"]
     assert "the subject is a layer: mask-shape" in invocation["toolExecutionNotifications"][0]["message"]["text"]
     assert sarif(RESULTS[:2], version="1")["runs"][0]["invocations"][0]["executionSuccessful"]
+    (cut_short,) = sarif(RESULTS[:2], version="1", unfinished=["interrupted"])["runs"][0]["invocations"]
+    assert not cut_short["executionSuccessful"]
+    assert cut_short["toolExecutionNotifications"][0]["message"]["text"] == "interrupted"
 
 
-def test_a_result_of_another_place_or_of_none_has_no_path_in_the_repository() -> None:
-    elsewhere = {"mine:layer": Location("/usr/lib/my layers.py", 3)}
-    (first, *_) = sarif(RESULTS, elsewhere, version="1")["runs"][0]["results"]
-    assert first["locations"][0]["physicalLocation"]["artifactLocation"] == {"uri": "file:///usr/lib/my%20layers.py"}
-    (first, *_) = sarif(RESULTS, version="1")["runs"][0]["results"]
-    assert first["locations"] == [{"logicalLocations": [{"fullyQualifiedName": "mine:layer"}]}]
+@pytest.mark.parametrize("places", [{"mine:layer": Location("/usr/lib/my layers.py", 3)}, {}])
+def test_a_result_of_another_place_or_of_none_is_put_at_a_file_of_the_project(places: dict[str, Location]) -> None:
+    """GitHub refuses a file that holds a result without a place in the repository."""
+    (run,) = sarif(RESULTS, places, version="1", otherwise=Location("sub/pyproject.toml", 1))["runs"]
+    for result in run["results"]:
+        (place,) = result["locations"]
+        assert place["physicalLocation"] == {
+            "artifactLocation": {"uri": "sub/pyproject.toml", "uriBaseId": "%SRCROOT%"},
+            "region": {"startLine": 1},
+        }
+        assert place["logicalLocations"] == [{"fullyQualifiedName": "mine:layer"}]
+        assert result["properties"]["factory"] == ("/usr/lib/my layers.py:3" if places else None)
 
 
 # Of the schema of SARIF 2.1.0: the properties of each object that is used, and those that it must have.
@@ -286,6 +300,10 @@ def test_the_root_is_that_of_the_repository(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "package" / ".git").touch()
     monkeypatch.chdir(inner)
     assert source_root() == (tmp_path / "package").resolve()
+    (tmp_path / "pyproject.toml").touch()
+    assert project_file(source_root()) == Location("pyproject.toml", 1)
+    (inner / "pyproject.toml").touch()
+    assert project_file(source_root()) == Location("inner/pyproject.toml", 1)
 
 
 # The command
@@ -323,6 +341,34 @@ def test_check_writes_all_of_them(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["summary"]["failed"] == 1
     assert start in printed.err
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown", "--sarif"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_checked(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("biases.checking.command.checked", lambda options: pytest.fail("it was checked"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "below"):
+        assert main(["check", "alibi", option, str(place)]) == 2
+        assert f"{option}: expected a file that can be written" in capsys.readouterr().err
+
+
+def test_a_report_that_can_no_longer_be_written_takes_nothing_else_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("biases.checking.command.checked", lambda options: RESULTS)
+    monkeypatch.setattr("biases.testing.sarif.write_sarif", full)
+    monkeypatch.setattr("biases.testing.junit.write_junit", full)
+    files = ["--junit", str(tmp_path / "a"), "--markdown", str(tmp_path / "b"), "--sarif", str(tmp_path / "c")]
+    assert main(["check", "alibi", *files]) == 1
+    printed = capsys.readouterr()
+    assert "future-independence failed" in printed.out
+    assert "no space left" in printed.err
+    assert "future-independence" in (tmp_path / "b").read_text()
 
 
 def test_the_zoo_is_found_in_this_package() -> None:

@@ -6,8 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import biases
+from biases._files import writable_file
 from biases.testing.annotations import FORMS
 from biases.testing.result import Result
 
@@ -95,7 +97,12 @@ def checked(options: argparse.Namespace) -> list[Result]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """``biases check TARGET...``: returns the exit code."""
+    """``biases check TARGET...``: returns the exit code.
+
+    Raises:
+        ValueError: what :func:`checked` refuses, or a file that cannot be written, before anything is checked.
+        OSError: a report can no longer be written; the others are.
+    """
     from biases.checking.run import locate
     from biases.checking.show import show
     from biases.testing.annotations import github
@@ -104,18 +111,23 @@ def run(options: argparse.Namespace) -> int:
     from biases.testing.result import as_document, exit_code
     from biases.testing.sarif import write_sarif
 
+    for name in ("junit", "markdown", "sarif"):
+        if getattr(options, name):
+            writable_file(f"--{name}", getattr(options, name))
     results = checked(options)
     locations = locate(options.targets) if options.sarif or options.annotations else {}
-    if options.junit:
-        write_junit(results, options.junit)
-    if options.markdown:
-        write_markdown(results, options.markdown)
-    if options.sarif:
-        write_sarif(results, options.sarif, locations, version=biases.__version__)
-    if options.json:
-        print(json.dumps(as_document(results), indent=1))
-    else:
-        show(results)
-    if options.annotations:
-        print_annotations(github(results, locations), options.json)
+    # Neither what is shown nor a report is lost with another.
+    with ExitStack() as reports:
+        if options.junit:
+            reports.callback(write_junit, results, options.junit)
+        if options.markdown:
+            reports.callback(write_markdown, results, options.markdown)
+        if options.sarif:
+            reports.callback(write_sarif, results, options.sarif, locations, version=biases.__version__)
+        if options.json:
+            print(json.dumps(as_document(results), indent=1))
+        else:
+            show(results)
+        if options.annotations:
+            print_annotations(github(results, locations), options.json)
     return exit_code(results)

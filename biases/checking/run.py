@@ -10,7 +10,7 @@ from biases._checks import fail, one_of, positive_int
 from biases.registry import VARIANTS
 from biases.testing import PROPERTIES, WIDTHS, Result, Traits, check_attention, kinds
 from biases.testing.location import Location, location_of, source_root
-from biases.testing.targets import load_factory, parse_traits
+from biases.testing.targets import is_factory, load_factory, parse_traits
 
 
 def check_all(
@@ -83,7 +83,7 @@ def _subjects(targets: Sequence[str], traits: list[str], kind: str | None) -> di
     """Target -> factory, traits, known failures, and how to build it in a script."""
     subjects: dict[str, Subject] = {}
     for target in targets:
-        if _is_path(target):
+        if is_factory(target):
             subjects[target] = _own(target, traits, kind)
             continue
         for option, given in (("--trait", traits), ("--as", kind)):
@@ -98,11 +98,6 @@ def _subjects(targets: Sequence[str], traits: list[str], kind: str | None) -> di
                 fail(f"target {name!r}", "a layer", f"a {variant.kind}")
             subjects[name] = (zoo.factory(name), None, variant.known_failures, None)
     return subjects
-
-
-def _is_path(target: str) -> bool:
-    """Whether it is ``module:factory``, and not a name of the zoo with its options."""
-    return ":" in target and "[" not in target.partition(":")[0]
 
 
 def _try_options(targets: Iterable[str], further: Mapping[str, Any]) -> None:
@@ -148,7 +143,7 @@ def locate(targets: Sequence[str]) -> dict[str, Location]:
     root = source_root()
     places: dict[str, Location | None] = {}
     for target in targets:
-        if _is_path(target):
+        if is_factory(target):
             places[target] = location_of(load_factory(target), root, target.partition(":")[0])
         elif target == "peers":
             places |= {name: location_of(make_layer, root) for name, (make_layer, *_) in _peers().items()}

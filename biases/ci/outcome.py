@@ -10,11 +10,13 @@ from typing import Any
 import biases
 from biases._exit_codes import FAILED, INTERRUPTED, NOTHING, OK, USAGE
 from biases._files import write_atomically
+from biases._markup import cell
 from biases.bench.compare import Comparison
 from biases.bench.compare.render import markdown as markdown_of_comparison
+from biases.bench.compare.render import why_no_rows
 from biases.bench.compare.results import BAD
 from biases.testing.annotations import github, github_error
-from biases.testing.junit import printable, write_junit
+from biases.testing.junit import write_junit
 from biases.testing.location import Location
 from biases.testing.markdown import cut
 from biases.testing.markdown import markdown as markdown_of_results
@@ -29,6 +31,8 @@ CODES = {
     NOTHING: "something was not measured, so that there is no verdict",
     OK: "all is well",
 }
+NOT_COMPARED = "Nothing was compared: no base is given."
+_LONGEST = 4000
 # With the page of the results, less than the 1 MiB that GitHub shows.
 _LIMIT = 256 * 1024
 
@@ -73,10 +77,9 @@ class Outcome:
         parts = [f"## biases: {CODES[self.exit_code]}\n"]
         if self.results:
             parts.append(markdown_of_results(self.results))
-        if self.base is not None:
-            parts.append(f"### Comparison with {self.base}\n")
+        parts.append(f"{NOT_COMPARED}\n" if self.base is None else f"### Comparison with {cell(self.base)}\n")
         if self.refused:
-            parts.append(f"It could not be made: {printable(self.refused)}\n")
+            parts.append(f"It could not be made: {cell(self.refused, _LONGEST)}\n")
         if self.comparison is not None:
             note = "The rest is left out here; comparison.json has all of it."
             parts.append(cut(markdown_of_comparison(self.comparison), _LIMIT, note))
@@ -94,15 +97,24 @@ class Outcome:
                 for row in self.comparison.rows
                 if row.verdict in BAD
             ]
-            if self.comparison.exit_code == NOTHING:
+            if self.comparison.interrupted:
+                found.append(github_error(f"{what}: interrupted", "What is not listed was not measured."))
+            elif self.comparison.exit_code == NOTHING:
                 reasons = "\n".join(sorted({f"{row.verdict}: {row.reason}" for row in self.comparison.rows}))
-                found.append(github_error(f"{what}: nothing was measured", reasons or "no benchmark matches"))
+                found.append(github_error(f"{what}: nothing was measured", reasons or why_no_rows(self.comparison)))
         return found
 
     def write(self, folder: Path) -> None:
         """``junit.xml``, ``results.sarif`` and ``summary.md``, each whole or not at all."""
+        unfinished = [CODES[code] for code in (INTERRUPTED, USAGE) if code in self.codes]
         write_junit(self.results, folder / "junit.xml")
-        write_sarif(self.results, folder / "results.sarif", self.locations, version=biases.__version__)
+        write_sarif(
+            self.results,
+            folder / "results.sarif",
+            self.locations,
+            version=biases.__version__,
+            unfinished=unfinished,
+        )
         write_atomically(folder / "summary.md", self.summary().encode())
 
     def append_to_job(self) -> None:

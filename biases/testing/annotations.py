@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from biases.testing.junit import printable
+from biases._markup import printable
 from biases.testing.location import Location
 from biases.testing.result import BAD, Result, unchecked
 

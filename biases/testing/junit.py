@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as XML
 
 from biases._files import write_atomically
+from biases._markup import printable
 from biases.testing.result import Result
 
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAGS = {"failed": "failure", "xpassed": "failure", "error": "error", "not_applicable": "skipped", "xfailed": "skipped"}
 
 
@@ -44,8 +43,3 @@ def junit_xml(results: Sequence[Result]) -> bytes:
 def write_junit(results: Sequence[Result], path: str | Path) -> None:
     """Write :func:`junit_xml` to ``path``, whole or not at all."""
     write_atomically(Path(path), junit_xml(results))
-
-
-def printable(text: str) -> str:
-    """Without the control characters that XML 1.0 has no form for, and surrogates, which UTF-8 has none for."""
-    return _UNPRINTABLE.sub("?", text)

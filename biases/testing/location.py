@@ -63,6 +63,14 @@ def source_root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
+def project_file(root: Path) -> Location:
+    """Where to point at for what has no line in the sources: the nearest ``pyproject.toml``, which may be absent."""
+    here = Path.cwd().resolve()
+    above = [folder for folder in (here, *here.parents) if folder.is_relative_to(root)]
+    files = (folder / "pyproject.toml" for folder in above)
+    return _location(str(next((file for file in files if file.is_file()), root / "pyproject.toml")), 1, root)
+
+
 def _location(file: str | None, line: int, root: Path) -> Location:
     path = Path(file or "").resolve()
     if path.is_relative_to(root):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biases._files import write_atomically
-from biases.testing.junit import printable
+from biases._markup import cell, printable
 from biases.testing.result import BAD, COLUMNS, Result, summary, unchecked
 
 LIMIT = 512 * 1024
 """Bytes that a page takes at most; GitHub shows no summary of a step that is larger than 1 MiB."""
-_ROWS, _CELL, _MESSAGE, _SCRIPT = 200, 200, 4000, 8000
+_ROWS, _MESSAGE, _SCRIPT = 200, 4000, 8000
 _TITLE = "### Promises of attention: "
 
 
@@ -25,9 +25,10 @@ def markdown(results: Sequence[Result], limit: int = LIMIT) -> str:
         limit: bytes, at least 64 KiB. Failures that do not fit are counted.
     """
     bad = [result for result in results if result.status in BAD]
-    lines = [_TITLE + _headline(results), "", *_counts(results)]
-    for subject, reasons in unchecked(results).items():
-        lines += ["", f"**{_cell(subject)}: nothing was checked.** " + _cell("; ".join(reasons), _MESSAGE)]
+    silent = unchecked(results)
+    lines = [_TITLE + _headline(results, len(silent)), "", *_counts(results)]
+    for subject, reasons in silent.items():
+        lines += ["", f"**{cell(subject)}: nothing was checked.** " + cell("; ".join(reasons), _MESSAGE)]
     if bad:
         lines += ["", "| subject | property | promise | counterexample |", "|---|---|---|---|"]
         lines += [_row(result) for result in bad[:_ROWS]]
@@ -60,31 +61,36 @@ def cut(text: str, limit: int, note: str) -> str:
     return f"{kept}\n\n{note}\n"
 
 
-def _headline(results: Sequence[Result]) -> str:
+def _headline(results: Sequence[Result], silent: int) -> str:
+    """``silent``: how many subjects were put to no property."""
     counts = summary(results)
     bad = sum(counts[status] for status in BAD)
     if bad:
         return f"{bad} of {counts['ran'] + counts['error']} checks failed"
-    return f"{counts['ran']} checked, all as expected" if counts["ran"] else "nothing was checked"
+    if not counts["ran"]:
+        return "nothing was checked"
+    if silent:
+        return f"no verdict, nothing was checked of {silent} of {len({result.subject for result in results})} subjects"
+    return f"{counts['ran']} checked, all as expected"
 
 
 def _counts(results: Sequence[Result]) -> list[str]:
     lines = [f"| subject | {' | '.join(COLUMNS)} |", f"|---{'|--:' * len(COLUMNS)}|"]
     for subject in dict.fromkeys(result.subject for result in results):
         counts = summary(result for result in results if result.subject == subject)
-        lines.append(f"| {_cell(subject)} | {' | '.join(str(counts[key]) for key in COLUMNS.values())} |")
+        lines.append(f"| {cell(subject)} | {' | '.join(str(counts[key]) for key in COLUMNS.values())} |")
     return lines
 
 
 def _row(result: Result) -> str:
     example = "" if result.counterexample is None else json.dumps(dict(result.counterexample), ensure_ascii=False)
     what = f"{result.property} ({result.status})" if result.status != "failed" else result.property
-    return f"| {' | '.join(_cell(text) for text in (result.subject, what, result.promise, example))} |"
+    return f"| {' | '.join(cell(text) for text in (result.subject, what, result.promise, example))} |"
 
 
 def _folded(result: Result) -> str:
     """A blank line before and after what is inside makes GitHub read it as Markdown."""
-    title = _cell(f"{result.subject}: {result.property} {result.status}")
+    title = cell(f"{result.subject}: {result.property} {result.status}")
     parts = [f"\n<details><summary>{title}</summary>\n", _fenced(result.message, "text", _MESSAGE)]
     if result.reproduce:
         parts += ["To see it alone:\n", _fenced(result.reproduce, "python", _SCRIPT)]
@@ -96,10 +102,3 @@ def _fenced(text: str, language: str, longest: int) -> str:
     text = printable(text if len(text) <= longest else f"{text[:longest]}\n...")
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
-
-
-def _cell(text: str, longest: int = _CELL) -> str:
-    """One line in which nothing is markup."""
-    line = " ".join(printable(text[:_MESSAGE]).split())
-    line = line if len(line) <= longest else f"{line[:longest]}..."
-    return re.sub(r"([\\`*_\[\]<>|~&#])", r"\\\1", line)

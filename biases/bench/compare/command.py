@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from biases._exit_codes import INTERRUPTED
-from biases.bench.compare.options import Options, writable_file
+from biases._files import writable_file
+from biases.bench.compare.options import Options
 from biases.bench.compare.results import Comparison
 from biases.bench.compare.run import compare
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from biases._checks import fail
-from biases._files import write_atomically
+from biases._files import writable_folder, write_atomically
 from biases._signals import terminated_as_interrupted
 from biases.bench.compare.measure import Budget, Measured, Pair, may_be_fixed
-from biases.bench.compare.options import Options, writable_folder
+from biases.bench.compare.options import Options
 from biases.bench.compare.results import Comparison, Row
 from biases.bench.compare.revisions import Repository, State
 from biases.bench.compare.rows import candidate, confirmed, judged, load
@@ -83,6 +83,7 @@ class _Run:
         self.candidates: dict[str, Call] = {}
         self.interrupted = False
         self.other: list[str] = []
+        self.left_out: list[str] = []
         self.machine = {name: fact for name, fact in facts().items() if name != "git_revision"}
         self.machine["environment"] = {name: os.environ[name] for name in THREADS if name in os.environ}
         self.machine["load_before"] = load()
@@ -99,6 +100,7 @@ class _Run:
             settings=self.settings,
             machine=machine,
             not_compared=other,
+            left_out=tuple(self.left_out),
             interrupted=self.interrupted,
         )
 
@@ -130,7 +132,9 @@ class _Run:
     def _measure(self, pair: Pair) -> None:
         listings = {name: side.listing for name, side in pair.sides.items()}
         known = {name: {each["name"] for each in listing["benchmarks"]} for name, listing in listings.items()}
-        wanted = [each for each in listings["head"]["benchmarks"] if self._compared(each)]
+        matching = [each for each in listings["head"]["benchmarks"] if self._wanted(each["name"])]
+        wanted = [each for each in matching if self._compared(each)]
+        self.left_out = [each["name"] for each in matching if not self._compared(each)]
         self.other = [name for name in listings["head"]["other"] if self._wanted(name)]
         budget = self._plan(wanted, known["base"], listings)
         self._not_run(listings, known)

@@ -8,8 +8,9 @@ A node is told by its sequence number. Autograd numbers the nodes of a thread in
 operator records the number that the next node gets, a node's backward records the node's own. So the nodes of an
 operator are those from the first number recorded inside it up to the first one recorded after it.
 
-Compiled code is one operator and one node, whatever is in it: where there is some outside attention, the share is not
-attributable.
+Compiled code is one operator and one node, whatever is in it, and torch's fused layers for inference hold projections
+too: where there are some outside attention, the share is not attributable. Nor is it where no attention is known, but
+something was run that it is written out of.
 """
 
 from __future__ import annotations
@@ -30,8 +31,18 @@ ATTENTION = re.compile(
 )
 STEP = "ProfilerStep*"
 ENGINE = "autograd::engine::evaluate_function: "
-COMPILED = re.compile(r"Torch-Compiled Region|CompiledFunction")
-OPAQUE = "compiled code is one operator, of which nothing tells how much is attention"
+OPAQUE = {
+    re.compile(r"Torch-Compiled Region|CompiledFunction"): (
+        "compiled code is one operator, of which nothing tells how much is attention"
+    ),
+    re.compile(r"^aten::(_native_multi_head_attention|_transformer_encoder_layer_fwd)$"): (
+        "the fused layer of torch for inference holds projections too; name it by --attention to count all of it"
+    ),
+}
+"""Names -> why nothing tells how much of such an operator is attention."""
+MAY_BE = re.compile(r"aten::(badd)?bmm|aten::_?(safe_)?softmax|(?!(aten|autograd|biases|profiler|torch)::)\w+::\w+")
+"""What attention is written out of, and operators of others."""
+UNKNOWN = "no operator is known to be attention, but {} may be part of it; name what is by --attention"
 MICRO = 1e-6  # the profiler's unit of time, in seconds
 
 
@@ -63,13 +74,14 @@ class Attention:
         return asdict(self)
 
 
-def attribute(events: Iterable[FunctionEvent], pattern: str | None = None) -> Attention:
+def attribute(events: Iterable[FunctionEvent], pattern: str | None = None, *, device: str = "cpu") -> Attention:
     """The attention in ``events``, those of ``torch.profiler.profile.events()`` of one or several steps.
 
     Args:
         events: every step being marked as the profiler does with a schedule.
         pattern: regular expression for the names of further operators, or ranges of ``record_function``, that are
             attention; it must match all of a name.
+        device: where the steps ran; on CUDA nothing is said without its kernels.
     """
     everything = list(events)
     host = [event for event in everything if event.device_type == DeviceType.CPU and not event.is_async]
@@ -81,14 +93,19 @@ def attribute(events: Iterable[FunctionEvent], pattern: str | None = None) -> At
     inside = {id(event) for root in roots for event in subtree(root)}
     backward = [root for root in roots if _in_backward(root)]
     seconds, backward_seconds = elapsed(roots), elapsed(backward)
-    device_seconds, total = None, elapsed(event for event in host if event.name == STEP)
-    if on_device := [event for event in everything if is_kernel(event)]:
-        device_seconds, total = sum(map(launched, roots)), elapsed(on_device)
-    opaque = any(COMPILED.search(event.name) and id(event) not in inside for event in host)
+    kernels = [event for event in everything if is_kernel(event)]
+    if kernels or device.startswith("cuda"):
+        device_seconds, total = sum(map(launched, roots)) if kernels else None, elapsed(kernels)
+    else:
+        device_seconds, total = None, elapsed(event for event in host if event.name == STEP)
+    if not total:
+        reason = "no kernels were recorded" if device.startswith("cuda") else "no time was recorded"
+    else:
+        reason = _why_unknown([event for event in host if id(event) not in inside], bool(roots))
     part = seconds if device_seconds is None else device_seconds
     return Attention(
-        share=None if opaque or not total else part / total,
-        reason=OPAQUE if opaque else "" if total else "no time was recorded",
+        share=None if reason else part / total,
+        reason=reason,
         operators=dict(Counter(root.name for root in roots if not _in_backward(root))),
         seconds=seconds,
         forward_seconds=seconds - backward_seconds,
@@ -135,6 +152,17 @@ def launched(root: FunctionEvent) -> float:
     # A range of record_function has its shadow on the device among its kernels.
     launchers = (event for event in subtree(root) if not event.is_user_annotation)
     return MICRO * math.fsum(kernel.duration for event in launchers for kernel in event.kernels)
+
+
+def _why_unknown(outside: Sequence[FunctionEvent], known: bool) -> str:
+    """Why what lies outside attention may hold some; empty where it holds none. ``known``: whether some is known."""
+    names = dict.fromkeys(event.name for event in outside)
+    for pattern, reason in OPAQUE.items():
+        if any(map(pattern.search, names)):
+            return reason
+    operators = dict.fromkeys(event.name for event in outside if not event.is_user_annotation)
+    suspects = [] if known else list(filter(MAY_BE.fullmatch, operators))
+    return UNKNOWN.format(", ".join(suspects[:3])) if suspects else ""
 
 
 def _backward_of(named: Sequence[FunctionEvent], host: Sequence[FunctionEvent]) -> list[FunctionEvent]:

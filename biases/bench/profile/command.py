@@ -13,13 +13,14 @@ from pathlib import Path
 
 from biases._checks import fail, one_of
 from biases._exit_codes import OK
+from biases._files import writable_folder
 from biases.attention import BACKENDS
 from biases.bench.command import DTYPES, SMALLEST_BATCH, USUAL
-from biases.bench.compare.options import writable_folder
 from biases.bench.profile.record import Kernel, Operator, Profile, profile
-from biases.bench.profile.targets import find, is_own, level_of
-from biases.bench.table import _bytes, _seconds
+from biases.bench.profile.targets import find, level_of
+from biases.bench.table import duration, size
 from biases.bench.workloads import LEVELS, Setting, has_own_heads
+from biases.testing.targets import is_factory, parse_options
 
 SORTS = ("self", "total", "calls", "memory", "device")
 WIDEST_NAME, NARROWEST_NAME = 60, 24
@@ -62,8 +63,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a name, sizes, dtype, device or folder that will not do, before anything is profiled.
     """
-    from biases.testing.targets import parse_options
-
     level = level_of(options.name, options.level)
     setting = _setting(options, level)
     for name in ("steps", "warmup", "top"):
@@ -97,9 +96,10 @@ def run(options: argparse.Namespace) -> int:
 def _setting(options: argparse.Namespace, level: str) -> Setting:
     usual = {**USUAL, "batch": SMALLEST_BATCH.get(level, USUAL["batch"])}
     chosen = {}
+    own_heads = not is_factory(options.name) and has_own_heads(level, options.name)
     for name in ("batch", "heads", "head_dim"):
         given = getattr(options, name)
-        if given is not None and name != "batch" and not is_own(options.name) and has_own_heads(level, options.name):
+        if given is not None and name != "batch" and own_heads:
             fail(f"--{name.replace('_', '-')} of {options.name!r}", "none, the model has its own", given)
         chosen[name] = usual[name] if given is None else given
     direction = "forward" if options.forward_only else "forward+backward"
@@ -115,7 +115,7 @@ def lines(found: Profile, sort: str, top: int, width: int) -> list[str]:
         top: rows of a table, at most.
         width: of a line.
     """
-    steps = ", ".join(map(_seconds, found.step_seconds))
+    steps = ", ".join(map(duration, found.step_seconds))
     shown = [_title(found), f"steps, under the profiler: {steps}", ""]
     shown += _operator_table(found, sort, top, width)
     if found.kernels:
@@ -145,7 +145,7 @@ def _operator_table(found: Profile, sort: str, top: int, width: int) -> list[str
         "total": lambda each: each.total_seconds,
         "calls": lambda each: each.calls,
         "memory": lambda each: each.device_bytes if on_device else each.self_bytes,
-        "device": lambda each: each.device_seconds,
+        "device": lambda each: each.device_seconds or 0.0,
     }
     rows = sorted(found.operators, key=keys[sort], reverse=True)
     headings = ["operator", "calls", "self", "total", "share", "net memory"]
@@ -156,15 +156,15 @@ def _operator_table(found: Profile, sort: str, top: int, width: int) -> list[str
 
 
 def _cells(row: Operator, on_device: bool) -> list[str]:
-    cells = [row.name, f"{row.calls:,}", _seconds(row.self_seconds), _seconds(row.total_seconds), _share(row.share)]
+    cells = [row.name, f"{row.calls:,}", duration(row.self_seconds), duration(row.total_seconds), _share(row.share)]
     cells.append(_signed(row.self_bytes))
     if on_device:
-        cells += [_seconds(row.device_seconds or 0.0), _signed(row.device_bytes or 0)]
+        cells += [duration(row.device_seconds or 0.0), _signed(row.device_bytes or 0)]
     return cells
 
 
 def _kernel_table(kernels: Sequence[Kernel], top: int, width: int) -> list[str]:
-    rows = [[each.name, f"{each.calls:,}", _seconds(each.seconds), _share(each.share)] for each in kernels[:top]]
+    rows = [[each.name, f"{each.calls:,}", duration(each.seconds), _share(each.share)] for each in kernels[:top]]
     return _aligned([["kernel", "calls", "device", "share"], *rows], width)
 
 
@@ -201,4 +201,4 @@ def _share(share: float | None) -> str:
 
 
 def _signed(count: int) -> str:
-    return f"-{_bytes(-count)}" if count < 0 else _bytes(count)
+    return f"-{size(-count)}" if count < 0 else size(count)

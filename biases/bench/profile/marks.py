@@ -6,11 +6,12 @@ The native kernel is called without torch's dispatcher where it can be, and woul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from biases import axial
 from biases._calls import STAND_IN, replaced
@@ -60,9 +61,11 @@ class Marker:
 
 
 def _operator(name: str, *inputs: Tensor) -> AbstractContextManager[None]:
-    """An operator with the shapes of ``inputs`` in the events of a profile. A range of ``record_function`` is none, and
-    the plug-in of TensorBoard leaves it out."""
-    return torch._C._profiler._RecordFunctionFast(name, list(inputs), {})
+    """An operator with the shapes of ``inputs`` in the events of a profile; where torch makes none, a range of
+    ``record_function``, which the plug-in of TensorBoard leaves out."""
+    with suppress(AttributeError, TypeError):
+        return torch._C._profiler._RecordFunctionFast(name, list(inputs), {})
+    return record_function(name)
 
 
 @contextmanager

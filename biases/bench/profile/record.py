@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -115,7 +115,7 @@ def profile(target: Target, folder: Path, *, steps: int = 3, warmup: int = 1, pa
     stated |= {"configuration": configuration, "machine": facts()}
     recorded = _recorded(target, steps, warmup, json.dumps(stated))
     events = recorded.events()
-    attention = attribute(events, pattern)
+    attention = attribute(events, pattern, device=target.device)
     on_device = attention.device_seconds is not None
     averages = recorded.key_averages()
     worker = _worker(target)
@@ -197,11 +197,11 @@ def _kernels(averages: Iterable[FunctionEventAvg], total: float) -> tuple[Kernel
 
 
 def _worker(target: Target) -> str:
-    """A name of its own for a profile, that tells it from others of the same target."""
+    """A name of its own for a profile, that tells it from others of the same target, of the same second too."""
     configuration = target.configuration
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     parts = (target.level, *(configuration[name] for name in ("direction", "length", "dtype", "device")))
-    return "-".join([*(re.sub(r"\W+", "-", str(part)) for part in parts), now, str(os.getpid())])
+    return "-".join([*(re.sub(r"\W+", "-", str(part)) for part in parts), now, secrets.token_hex(4)])
 
 
 def _write_trace(recorded: torch_profile, folder: Path, worker: str) -> Path:

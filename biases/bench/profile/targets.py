@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -13,8 +13,9 @@ from biases._checks import fail, one_of
 from biases.bench.passes import run_layer
 from biases.bench.workloads import Setting, has_own_heads, prepare
 from biases.registry import get
+from biases.testing.targets import is_factory, load_factory, parse_traits
 
-LEVELS = {"layer": ("layer", "operator"), "position": ("model", "training"), "model": ("model", "training")}
+LEVELS_OF = {"layer": ("layer", "operator"), "position": ("model", "training"), "model": ("model", "training")}
 """Kind of a name of the zoo -> its levels, as of :mod:`biases.bench.workloads`; the first is the usual one."""
 
 
@@ -37,18 +38,13 @@ class Target:
     run: Callable[[], object]
 
 
-def is_own(name: str) -> bool:
-    """Whether ``name`` is ``module:factory`` and not of the zoo, where an option may hold a colon."""
-    return ":" in name.partition("[")[0]
-
-
 def level_of(name: str, level: str | None = None) -> str:
     """The level at which ``name`` is profiled: ``level``, or the usual one.
 
     Raises:
         ValueError: unknown name, or a level that it does not have.
     """
-    levels = ("layer",) if is_own(name) else LEVELS[get(name).kind]
+    levels = ("layer",) if is_factory(name) else LEVELS_OF[get(name).kind]
     if level is not None:
         one_of(f"level of {name!r}", level, levels)
     return level or levels[0]
@@ -78,7 +74,7 @@ def find(
         ValueError: unknown names, or a setting, options or a level that do not fit.
     """
     level = level_of(name, level)
-    if is_own(name):
+    if is_factory(name):
         if backend != "auto":
             fail(f"backend of {name!r}", "none, a factory chooses its own", backend)
         given, declared = dict(options or {}), list(traits)
@@ -100,14 +96,17 @@ def find(
 
 
 class _Layer(nn.Module):
-    """Whatever a factory returns, its output checked."""
+    """Whatever a factory returns, its errors and its output being told by its name."""
 
     def __init__(self, target: str, inner: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.target, self.inner = target, inner
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.inner(x)
+        try:
+            out = self.inner(x)
+        except Exception as error:
+            _failed(self.target, error)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             fail(f"output of {self.target!r}", f"a tensor of shape {tuple(x.shape)}, as its input", got)
@@ -116,7 +115,6 @@ class _Layer(nn.Module):
 
 def _own(target: str, setting: Setting, options: dict[str, Any], traits: list[str]) -> Callable[[], object]:
     from biases.bench.modules import _seeded
-    from biases.testing.targets import load_factory, parse_traits
 
     make = load_factory(target)
     one_of(f"kind of {target!r}", getattr(make, "kind", "layer"), ("layer",))
@@ -127,4 +125,19 @@ def _own(target: str, setting: Setting, options: dict[str, Any], traits: list[st
         called = ", ".join([str(setting.dim), str(setting.heads), *(f"{k}={v!r}" for k, v in options.items())])
         fail(f"{target}({called})", "a layer", f"{type(error).__name__}: {error}")
     x = setting.draw(setting.batch, *((setting.side, setting.side) if image else (setting.length,)), setting.dim)
-    return run_layer(layer.eval(), x, setting)
+    once = run_layer(layer.eval(), x, setting)
+
+    def run() -> object:
+        try:
+            return once()
+        except ValueError:
+            raise
+        except Exception as error:
+            # Of its backward: torch's, or that of a function of its own.
+            _failed(target, error)
+
+    return run
+
+
+def _failed(target: str, error: Exception) -> NoReturn:
+    fail(f"call of {target!r}", "one without an error", f"{type(error).__name__}: {error}")
