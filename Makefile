@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # CPU-only torch on Linux: make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
-.PHONY: demo bench gpu test lint types install clean
+.PHONY: demo bench site docs gpu test lint types install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -17,11 +17,20 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(ASV)
 
+# The committed results of the asv suite over commits, as pages in .asv/html; SITE="--branch HEAD --out DIR".
+site: $(STAMP)
+	$(BIN)/python -m benchmarks.asv_site $(SITE)
+
 # On a machine where nothing can be installed, a PYTHON that has torch is used as it is; GPU="--budget 500 --out DIR".
 gpu:
 	@if [ ! -x $(BIN)/python ] && $(PYTHON) -c 'import torch' 2>/dev/null; \
 	then $(PYTHON) -m benchmarks.gpu $(GPU); \
 	else $(MAKE) --no-print-directory $(STAMP) && $(BIN)/python -m benchmarks.gpu $(GPU); fi
+
+# As HTML, into build/docs; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 test: lint types
 	$(BIN)/python -m pytest -n 2

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,13 @@ class Sort:
 """
 
 
+# ``unchanged`` differs from ``start`` in a file that is not run.
+COMMITS = {
+    "start": {"attention/__init__.py": ATTENTION, "benchmarks/operators.py": SUITE},
+    "unchanged": {"README": "A file that nothing reads.\n"},
+    "twice": {"attention/__init__.py": TWICE},
+    "square": {"attention/__init__.py": SQUARE},
+}
 TIMES = ("operators.Attention.time_forward(128)", "operators.Attention.time_forward(512)")
 BYTES = ("operators.Attention.track_peak_bytes(128)", "operators.Attention.track_peak_bytes(512)")
 OPERATIONS = ("operators.Attention.track_operations(128)", "operators.Attention.track_operations(512)")
@@ -112,7 +119,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        commits = make_repository(Path(folder))
+        commits = make_repository(Path(folder), COMMITS)
         runs: dict[str, list[Comparison]] = {"unchanged": [], "twice": [], "square": []}
         for what, count in (("unchanged", options.unchanged), ("twice", options.slowdowns), ("square", 1)):
             for seed in range(count):
@@ -141,29 +148,32 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def make_repository(folder: Path) -> dict[str, str]:
-    """One commit of each kind, by name; ``unchanged`` differs from ``start`` in a file that is not run."""
+def make_repository(folder: Path, commits: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """A git repository in ``folder`` with one commit after the other; each is what it is named and what it writes.
+
+    Args:
+        folder: an empty one.
+        commits: name -> path -> text.
+
+    Returns:
+        name -> full hash.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
-    def commit(name: str, files: dict[str, str]) -> str:
+    def commit(name: str, files: Mapping[str, str]) -> str:
         for path, text in files.items():
-            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
         git("add", "--all")
         git("commit", "--quiet", "--message", name)
         return git("rev-parse", "HEAD").strip()
 
     git("init", "--quiet")
-    git("config", "user.name", "compare_check")
-    git("config", "user.email", "compare_check@localhost")
-    return {
-        "start": commit("start", {"attention/__init__.py": ATTENTION, "benchmarks/operators.py": SUITE}),
-        "unchanged": commit("unchanged", {"README": "A file that nothing reads.\n"}),
-        "twice": commit("twice", {"attention/__init__.py": TWICE}),
-        "square": commit("square", {"attention/__init__.py": SQUARE}),
-    }
+    git("config", "user.name", "nobody")
+    git("config", "user.email", "nobody@localhost")
+    return {name: commit(name, files) for name, files in commits.items()}
 
 
 def judge(runs: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -28,6 +28,7 @@ from typing import Any
 
 from asv.machine import MachineCollection
 
+from benchmarks.asv_config import asv_command, write_config
 from benchmarks.counting import Counted, count, read_results
 from benchmarks.machine import asv_machine
 from biases._files import write_atomically
@@ -84,11 +85,12 @@ def _measure(options: argparse.Namespace) -> int:
         return 2
     results = options.results.resolve()
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(Path(folder), results)
+        # The revision that is checked out is the branch: one that is detached, as in CI, may have no other.
+        config = write_config(ROOT, Path(folder), branches=["HEAD"], results_dir=str(results))
         chosen = [flag for pattern in patterns for flag in ("--bench", pattern)]
         # A process forked from one that has imported the suites starts at once, but cannot use CUDA.
         method = "spawn" if found["cuda_device"] else "forkserver"
-        command = _asv(config, "run", "--environment", "checkout:same", "--set-commit-hash", commit)
+        command = asv_command(config, "run", "--environment", "checkout:same", "--set-commit-hash", commit)
         command += ["--machine", machine["machine"], "--launch-method", method]
         command += ["--show-stderr", "--record-samples", "--no-pull", *chosen, *_attributes(options)]
         code, reasons = _run(command)
@@ -131,21 +133,6 @@ def _attributes(options: argparse.Namespace) -> list[str]:
 def _commit() -> str | None:
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _asv(config: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "asv", "--config", str(config), *arguments]
-
-
-def _config(folder: Path, results: Path) -> Path:
-    """The checkout's configuration with absolute paths, and with the revision that is checked out as its branch: one
-    that is detached, as in CI, may have no other."""
-    config = json.loads((ROOT / "asv.conf.json").read_text(encoding="utf-8"))
-    config |= {"repo": str(ROOT), "branches": ["HEAD"], "results_dir": str(results)}
-    config |= {name: str(ROOT / config[name]) for name in ("benchmark_dir", "env_dir", "html_dir")}
-    path = folder / "asv.conf.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return path
 
 
 def _run(command: Sequence[str]) -> tuple[int, Counter[str]]:

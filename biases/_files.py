@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
+
+from biases._checks import fail
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -45,3 +48,34 @@ def remove_temporaries(path: Path) -> None:
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
+
+
+def writable_file(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuse a file that could not be written at the end; it is left as it is, or absent. Its folder is made.
+
+    Raises:
+        ValueError: it cannot be written; ``name`` is what the message calls it.
+    """
+    existed = os.path.lexists(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
+        if not existed:
+            os.unlink(path)
+    except OSError as error:
+        fail(name, "a file that can be written", error)
+
+
+def writable_folder(name: str, path: str | os.PathLike[str]) -> None:
+    """Make a folder, and refuse one in which nothing can be written.
+
+    Raises:
+        ValueError: it cannot be made, or not be written in.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        fail(name, "a folder that can be written in", error)

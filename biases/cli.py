@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import biases
@@ -19,7 +18,15 @@ from biases.ablation.command import add_arguments as add_ablate_arguments
 from biases.ablation.progress import say, unread
 from biases.ablation.stats_command import add_arguments as add_stats_arguments
 from biases.bench.command import add_arguments as add_bench_arguments
+from biases.bench.compare.command import add_arguments as add_compare_arguments
+from biases.bench.compare.command import add_reports as add_compare_reports
+from biases.bench.compare.command import add_revisions
+from biases.bench.profile.command import add_arguments as add_profile_arguments
+from biases.checking.command import add_arguments as add_check_arguments
+from biases.checking.command import add_reports as add_check_reports
+from biases.ci.command import add_arguments as add_ci_arguments
 from biases.claims.command import add_arguments as add_claims_arguments
+from biases.report.command import add_arguments as add_report_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,39 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         "biases check mypkg.attention:make_layer --trait causal=true",
         extra="check",
     )
-    check.add_argument(
-        "targets", nargs="+", metavar="TARGET", help="a name of the zoo, `all` of it, `peers`, or module:factory"
-    )
-    what = "the plain function that module:factory is: operator, encoding, decoder, gate, bias, slopes or mask"
-    check.add_argument("--as", dest="kind", metavar="KIND", help=what)
-    check.add_argument(
-        "--widths", action="append", metavar="DIM:HEADS", help="that it can be built with; may be repeated"
-    )
-    check.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="argument of module:factory; may be repeated",
-    )
-    check.add_argument(
-        "--trait",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="what module:factory promises, such as causal=true, mask=boolean, decay=linear,past,logits,alibi",
-    )
-    check.add_argument("--property", action="append", metavar="P", help="only this property; may be repeated")
-    check.add_argument("--max-examples", type=int, default=25, metavar="N", help="inputs each (default: %(default)s)")
-    check.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
-    check.add_argument("--device", default="cpu", metavar="D", help="where it runs (default: %(default)s)")
-    check.add_argument("--dtype", metavar="T", help="of the checks of behaviour (default: float64 where it is taken)")
-    check.add_argument("--slow", action="store_true", help="check also that compiled and exported it is the same")
-    check.add_argument(
-        "--deadline", type=float, default=30.0, metavar="SECONDS", help="for each property (default: %(default)s)"
-    )
-    check.add_argument("--known-failures", metavar="FILE", help="TOML: a table a subject, property = reason")
-    check.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
+    add_check_arguments(check)
+    add_check_reports(check)
 
     mutants = _command(
         commands,
@@ -137,22 +113,29 @@ def _parser() -> argparse.ArgumentParser:
         "biases compare main --bench operators --markdown comparison.md",
         extra="bench",
     )
-    compared.add_argument("base", metavar="BASE", help="a revision")
-    compared.add_argument("head", metavar="HEAD", nargs="?", help="a revision (default: the working tree as it is)")
-    compared.add_argument("--suite", metavar="DIR", help="asv-style suite, in HEAD (default: as asv.conf.json says)")
-    compared.add_argument("--bench", metavar="REGEX", help="only benchmarks whose name it is found in")
-    what = "ratio that matters (default: %(default)s)"
-    compared.add_argument("--threshold", type=float, default=1.1, metavar="X", help=what)
-    compared.add_argument("--rounds", type=int, metavar="N", help="for each benchmark, at most (default: 100)")
-    what = "for each benchmark, beyond the least rounds (default: %(default)s)"
-    compared.add_argument("--seconds", type=float, default=5.0, metavar="S", help=what)
-    what = "relative increase of a deterministic quantity that passes (default: 0.01 of bytes, 0 of anything else)"
-    compared.add_argument("--tolerance", type=float, metavar="X", help=what)
-    compared.add_argument("--seed", type=int, default=0, metavar="S", help="of the order (default: %(default)s)")
-    compared.add_argument("--python", metavar="FILE", help="interpreter to measure with (default: this one)")
-    compared.add_argument("--prepare", metavar="COMMAND", help="run it in both trees first, as to build in place")
-    compared.add_argument("--markdown", metavar="FILE", help="also write a table in Markdown")
-    compared.add_argument("--out", metavar="DIR", help="write comparison.json there after every benchmark")
+    add_revisions(compared)
+    add_compare_arguments(compared)
+    add_compare_reports(compared)
+
+    continuous = _command(
+        commands,
+        "ci",
+        run_in_ci,
+        "check, compare with a base revision, and write reports: one command for continuous integration",
+        "biases ci --check 'mypkg.attention:make_layer --trait causal=true' --base HEAD^1",
+        extra="check,bench",
+    )
+    add_ci_arguments(continuous)
+
+    profiled = _command(
+        commands,
+        "profile",
+        profile_target,
+        "write a trace for Perfetto and TensorBoard, and say what takes the time and what of it is attention",
+        "biases profile ega --length 4096 --forward-only",
+        extra="profile",
+    )
+    add_profile_arguments(profiled)
 
     ablated = _command(
         commands,
@@ -183,6 +166,16 @@ def _parser() -> argparse.ArgumentParser:
         extra="check",
     )
     add_claims_arguments(claimed)
+
+    reported = _command(
+        commands,
+        "report",
+        report_results,
+        "one offline HTML page of verification, benchmarks, ablations, claims and a gallery of the zoo",
+        "biases report runs/gate-sight-small claims.json --out report.html",
+        extra="report",
+    )
+    add_report_arguments(reported)
 
     demo = _command(
         commands,
@@ -219,34 +212,9 @@ def list_zoo(options: argparse.Namespace) -> int:
 
 def check_targets(options: argparse.Namespace) -> int:
     """``biases check TARGET...``"""
-    from biases.checking import check_all, show
-    from biases.testing import exit_code, summary
-    from biases.testing.junit import write_junit
-    from biases.testing.targets import parse_options, parse_widths, read_known_failures
+    from biases.checking.command import run
 
-    results = check_all(
-        options.targets,
-        traits=options.trait,
-        known_failures=read_known_failures(options.known_failures) if options.known_failures else None,
-        properties=options.property,
-        max_examples=options.max_examples,
-        seed=options.seed,
-        kind=options.kind,
-        device=options.device,
-        dtype=options.dtype,
-        slow=options.slow,
-        deadline=options.deadline,
-        widths=parse_widths(options.widths) if options.widths else None,
-        options=parse_options(options.option),
-    )
-    if options.junit:
-        write_junit(results, options.junit)
-    if options.json:
-        plain = {"schema": 1, "results": [result.as_dict() for result in results], "summary": summary(results)}
-        print(json.dumps(plain, indent=1))
-    else:
-        show(results)
-    return exit_code(results)
+    return run(options)
 
 
 def show_mutants(options: argparse.Namespace) -> int:
@@ -279,29 +247,23 @@ def measure_workloads(options: argparse.Namespace) -> int:
 
 def compare_commits(options: argparse.Namespace) -> int:
     """``biases compare BASE [HEAD]``"""
-    from biases.bench.compare import Options, compare
-    from biases.bench.compare.options import writable_file
-    from biases.bench.compare.render import markdown, show
+    from biases.bench.compare.command import run
 
-    names = ("suite", "bench", "threshold", "rounds", "seconds", "tolerance", "seed", "python", "prepare", "out")
-    chosen = Options(**{name: getattr(options, name) for name in names})
+    return run(options)
 
-    def progress(name: str, done: int, total: int) -> None:
-        print(f"{done + 1}/{total} {name}", file=sys.stderr, flush=True)
 
-    if options.markdown:
-        writable_file("--markdown", options.markdown)
-    comparison = compare(options.base, options.head, options=chosen, progress=progress)
-    try:
-        if options.json:
-            print(json.dumps(comparison.as_dict(), indent=1))
-        else:
-            show(comparison)
-    finally:
-        # Neither what is shown nor what is written is lost with the other.
-        if options.markdown:
-            Path(options.markdown).write_text(markdown(comparison), encoding="utf-8")
-    return INTERRUPTED if comparison.interrupted else comparison.exit_code
+def run_in_ci(options: argparse.Namespace) -> int:
+    """``biases ci``"""
+    from biases.ci.command import run
+
+    return run(options)
+
+
+def profile_target(options: argparse.Namespace) -> int:
+    """``biases profile NAME``"""
+    from biases.bench.profile.command import run
+
+    return run(options)
 
 
 def run_ablation(options: argparse.Namespace) -> int:
@@ -321,6 +283,13 @@ def analyse_study(options: argparse.Namespace) -> int:
 def check_claims(options: argparse.Namespace) -> int:
     """``biases claims [ID...]``"""
     from biases.claims.command import run
+
+    return run(options)
+
+
+def report_results(options: argparse.Namespace) -> int:
+    """``biases report [INPUT...]``"""
+    from biases.report.command import run
 
     return run(options)
 

@@ -33,8 +33,8 @@ class Decay:
 
     Attributes:
         kind: ``"linear"`` (the logit falls linearly) or ``"exponential"`` (the weight falls by a constant ratio).
-        monotone_in: the distance in which it never rises: ``"past"`` (i - j), ``"absolute"`` |i - j| or
-            ``"manhattan"`` |dy| + |dx|.
+        monotone_in: the distance in which it never rises: ``"past"`` (i - j), ``"absolute"`` (``|i - j|``) or
+            ``"manhattan"`` (``|dy| + |dx|``).
         placement: ``"logits"`` (added before the weights function), ``"weights"`` (multiplied after it) or
             ``"state"`` (carried by a linear recurrence).
         rates: how much the logarithm of the weight falls a step of distance, head by head: the name of a rule,

@@ -138,13 +138,13 @@ class Windows:
         return self.rows.count * self.columns.count
 
     def partition(self, x: Tensor) -> Tensor:
-        """Pad, roll and cut: (B, ``rows.side``, ``columns.side``, C) -> (B * ``count``, *``size``, C)."""
+        """Pad, roll and cut: (B, ``rows.side``, ``columns.side``, C) -> ``(B * count, *size, C)``."""
         rows, columns = self.rows, self.columns
         cut = self.roll(x).unflatten(2, (columns.count, columns.size)).unflatten(1, (rows.count, rows.size))
         return cut.transpose(2, 3).flatten(0, 2)
 
     def reverse(self, x: Tensor) -> Tensor:
-        """Undo :meth:`partition`: (B * ``count``, *``size``, C) -> (B, ``rows.side``, ``columns.side``, C)."""
+        """Undo :meth:`partition`: ``(B * count, *size, C)`` -> (B, ``rows.side``, ``columns.side``, C)."""
         rows, columns = self.rows, self.columns
         if x.ndim != 4 or tuple(x.shape[1:3]) != self.size or x.shape[0] % self.count:
             expected = f"shape (B * {self.count}, {rows.size}, {columns.size}, C)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from textwrap import dedent
 
 import pytest
 
-from biases.bench.compare import Options, compare
-from biases.bench.compare.options import writable_file, writable_folder
+from biases._files import writable_file, writable_folder
+from biases.bench.compare import Comparison, Options, Row, compare
 from biases.bench.compare.render import markdown
-from biases.bench.compare.revisions import Repository, find_suite
+from biases.bench.compare.revisions import Repository, State, find_suite
 from biases.cli import main
 
 pytest.importorskip("scipy")
@@ -334,6 +335,64 @@ def test_tracks_that_vary_or_return_samples_are_judged_by_rounds(repo):
     assert found["ops.track_zero"].verdict == "inconclusive"
 
 
+def test_only_what_is_deterministic(repo):
+    """No time is taken, not even of what turns out to vary, and nothing else is left out."""
+    repo.write(
+        "benchmarks/ops.py",
+        """
+        import itertools
+        import pkg
+        COUNT = itertools.count(100)
+
+        def track_varying():
+            return next(COUNT)
+
+        def track_latency():
+            return {"samples": [0.5, 0.25, 1.0], "number": 1}
+
+        def track_seconds():
+            raise AssertionError
+
+        def track_size():
+            return len(pkg.table(64))
+
+        def time_work():
+            raise AssertionError
+
+        def peakmem_work():
+            raise AssertionError
+
+        track_seconds.unit = "seconds"
+        """,
+    )
+    repo.write("pkg/__init__.py", SQUARE)
+    found = repo.compare(deterministic_only=True)
+    assert {row.name: row.verdict for row in found.rows} == {
+        "ops.track_varying": "skipped",
+        "ops.track_latency": "skipped",
+        "ops.track_size": "regression",
+    }
+    assert found.exit_code == 1
+    assert found.settings["deterministic_only"]
+    assert "Only fixed quantities were compared" in markdown(found)
+    assert repo.compare(deterministic_only=True, bench="varying|time").exit_code == 3
+    only_times = repo.compare(deterministic_only=True, bench="seconds|time")
+    assert (only_times.exit_code, only_times.rows) == (3, ())
+    assert set(only_times.left_out) == {"ops.track_seconds", "ops.time_work"}
+    assert "every benchmark that matches varies" in markdown(only_times)
+
+
+def test_nothing_in_a_page_is_read_as_markup():
+    hostile = "<b>a</b> | *b* `c`\n</td>"
+    row = Row(f"ops.track_x('{hostile}')", "track", "", "regression", hostile, base=1.0, head=2.0)
+    lost = Row("ops.track_y", "track", "", "failed", hostile)
+    page = markdown(Comparison(State("a*b*<i>", "0" * 40), State("head", "1" * 40), (row, lost), {}, {}))
+    shown = re.sub(r"(`+) .*? \1", "", page)
+    assert not re.search(r"(?<!\\)[<*`]", shown.replace("**", "").replace("\n* ", "\n"))
+    (line,) = (line for line in page.splitlines() if line.startswith("| `"))
+    assert len(re.findall(r"(?<!\\)\|", line)) == 7
+
+
 def test_other_kinds_are_reported_or_named(repo):
     repo.write(
         "benchmarks/ops.py",
@@ -353,7 +412,7 @@ def test_other_kinds_are_reported_or_named(repo):
     assert [(row.name, row.verdict) for row in found.rows] == [("ops.peakmem_x", "reported")]
     assert found.rows[0].head > 10**6
     assert found.not_compared == ("ops.timeraw_x",)
-    assert "timeraw_x" in markdown(found)
+    assert r"timeraw\_x" in markdown(found)
 
 
 def test_parameters_marked_as_skipped_are_skipped(repo):
@@ -576,6 +635,7 @@ def test_refusing_a_place_leaves_files_as_they_were(tmp_path):
     (tmp_path / "page.md").write_text("mine")
     writable_file("--markdown", tmp_path / "page.md")
     writable_file("--markdown", tmp_path / "new.md")
+    writable_file("--markdown", tmp_path / "pages" / "new.md")
     writable_folder("out", tmp_path / "new" / "folder")
     assert (tmp_path / "page.md").read_text() == "mine"
     assert not (tmp_path / "new.md").exists()

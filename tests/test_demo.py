@@ -170,7 +170,7 @@ def test_the_report_shows_each_arm_in_its_own_cell(demo: Demo) -> None:
     from biases.report.ablation import view
 
     arms = demo.results["ablation"]["arms"]
-    shown = view(demo.results["ablation"])["cells"]
+    shown = view(demo.results["ablation"])["interactions"][0]["cells"]
     assert len(shown) == 4
     for attention, position, mean in shown:
         losses = arms[f"{attention}+{position}"]["full"].values()

@@ -18,13 +18,15 @@ import biases
 PACKAGE = Path(biases.__file__).parent
 OPTIONAL = (
     *("asv", "hypothesis", "jinja2", "PIL", "plotly", "pytest", "ray", "rich", "scipy", "sklearn"),
-    *("tensorboard", "triton"),
+    *("tensorboard", "torch_tb_profiler", "triton"),
 )
 
 # Lower numbers lie lower; a module imports from its own row and those below. Only the faces in the top row may use the
 # public names of the whole package, as a user does.
 ROWS = {
-    **dict.fromkeys(("_cache", "_checks", "_exit_codes", "_files", "_memory", "_signals", "traits", "registry"), 0),
+    **dict.fromkeys(
+        ("_cache", "_checks", "_exit_codes", "_files", "_markup", "_memory", "_signals", "traits", "registry"), 0
+    ),
     "backends": 1,
     **dict.fromkeys(("_calls", "attention", "axial", "positions", "decays", "gates", "windows"), 2),
     "layers": 3,
@@ -32,7 +34,7 @@ ROWS = {
     "zoo": 5,
     **dict.fromkeys(("ablation", "testing", "bench", "stats"), 6),
     "claims": 7,
-    **dict.fromkeys(("report", "cli", "demo", "checking", "listing"), 8),
+    **dict.fromkeys(("report", "ci", "cli", "demo", "checking", "listing"), 8),
 }
 TOP = max(ROWS.values())
 BOTTOM = {room for room, row in ROWS.items() if row == 0}

@@ -2,256 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import copy
-import hashlib
 import itertools
 import json
 import math
-import os
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 pytest.importorskip("jinja2", reason="the report extra is not installed")
 pytest.importorskip("plotly", reason="the report extra is not installed")
 
-from biases.report import MAX_BYTES, charts, render, write
-from biases.report import ablation as ablation_view
+from report_pages import PROPERTIES, SUBJECTS, Page, ablation, full_results, sample_results
+
+from biases.report import effects, render
 from biases.report import text as words
-
-SUBJECTS = ("standard", "ega", "ega-prefix", "ega-token", "alibi", "retention", "swat", "g1-headwise")
-PROPERTIES = {
-    "shape-dtype-device": "The output has the input's shape, dtype and device.",
-    "finite-output": "Finite input gives finite output.",
-    "future-independence": "The output at t does not change with any input after t.",
-    "prefix-consistency": "The output on a prefix is the prefix of the output.",
-    "batch-independence": "An example's output does not depend on the others.",
-    "float64-agreement": "The fast path is within the rounding budget of the float64 specification.",
-    "permutation-equivariance": "Permuting the tokens permutes the output.",
-}
-LEAK = ("future-independence", "prefix-consistency")
-VOID = ("br", "col", "hr", "img", "input", "link", "meta")
-
-
-def _verification() -> dict:
-    results = []
-    for subject in SUBJECTS:
-        for name, promise in PROPERTIES.items():
-            result = {
-                "subject": subject,
-                "property": name,
-                "promise": promise,
-                "status": "passed",
-                "examples": 25,
-                "counterexample": None,
-                "message": "",
-                "reproduce": "",
-                "seconds": 0.21,
-            }
-            if name == "permutation-equivariance":
-                result |= {"status": "not_applicable", "message": "equivariant_to is ()", "examples": 0}
-            elif subject == "ega" and name in LEAK:
-                result |= {
-                    "status": "xfailed",
-                    "counterexample": {"batch": 1, "length": 2, "position": 0, "regime": "normal", "seed": 0},
-                    "message": "output[0, 0, 3] changed by 0.0417 when tokens after 0 changed: expected at "
-                    "most 2.4e-07\nshape (1, 2, 16), float32; applies because causal=True",
-                    "reproduce": "from biases.testing import replay\nfrom biases.zoo import factory\n\n"
-                    "replay(factory('ega'), 'future-independence',\n"
-                    "       {'batch': 1, 'length': 2, 'position': 0, 'regime': 'normal', 'seed': 0})\n",
-                }
-            elif subject == "swat" and name == "float64-agreement":
-                result |= {
-                    "status": "failed",
-                    "counterexample": "batch=1, length=3, regime='large', seed=4",
-                    "message": "output[0, 2, 5] is 1.0021, expected 1.0 within 3.1e-06",
-                    "reproduce": "raise AssertionError('float64-agreement')\n",
-                }
-            results.append(result)
-    return {"results": results, "command": "biases check all --seed 0"}
-
-
-def _bench() -> dict:
-    rows = []
-    for index, name in enumerate(("ega-token", "alibi", "retention", "swat", "g1-headwise")):
-        for length in (256, 1024):
-            ratio, floor = 1.04 + 0.31 * index + length / 9000, 2 * length * 64 * 8 * 4
-            seconds = 1.3e-6 * length * ratio
-            rows.append(
-                {
-                    "name": name,
-                    "causal": True,
-                    "direction": "forward",
-                    "length": length,
-                    "seconds_median": seconds,
-                    "seconds_low": 0.96 * seconds,
-                    "seconds_high": 1.07 * seconds,
-                    "ratio": ratio,
-                    "ratio_low": 0.97 * ratio,
-                    "ratio_high": 1.05 * ratio,
-                    "peak_bytes": int(floor * ratio),
-                    "floor_peak_bytes": floor,
-                    "status": "ok",
-                    "message": "",
-                }
-            )
-    wrong = dict.fromkeys(rows[0]) | {
-        "name": "manhattan",
-        "causal": False,
-        "direction": "forward",
-        "length": 256,
-        "status": "failed",
-        "message": "output differs from its reference by 0.3, expected at most 1e-5",
-    }
-    return {
-        "config": {"batch": 2, "heads": 8, "head_dim": 64, "dtype": "float32", "rounds": 15, "seed": 0},
-        "rows": [*rows, wrong],
-        "floor": {"causal": {"seconds_median": 0.0011}, "full": {"seconds_median": 0.0013}},
-        "file": "bench.json",
-    }
-
-
-def _ablation() -> dict:
-    steps = [0, 50, 100, 150, 200, 250, 300]
-    arms, cells = {}, {}
-    for i, attention in enumerate(("standard", "ega")):
-        for j, position in enumerate(("learned", "mope")):
-            floor, leak = 1.9 - 0.31 * i - 0.05 * j - 0.04 * i * j, 0.42 * i
-            mean = [floor + 2.3 * math.exp(-step / (70 + 10 * j)) for step in steps]
-            full = {str(seed): floor + 0.01 * (seed - 2) for seed in range(6)}
-            arms[f"{attention}+{position}"] = {
-                "curve": {
-                    "steps": steps,
-                    "mean": mean,
-                    "low": [value - 0.06 for value in mean],
-                    "high": [value + 0.06 for value in mean],
-                },
-                "full": full,
-                "truncated": {seed: value + leak for seed, value in full.items()},
-                "leak_mean": leak or 1.6e-8,
-                "leak_interval": [leak - 0.03, leak + 0.03] if i else [1e-9, 3e-8],
-            }
-            cells[f"y{i}{j}"] = floor
-    common = {"n": 6, "p_sign_flip": 0.03125, "p_smallest": 0.03125, "unit": "nats per character"}
-    contrasts = [
-        {"name": "ega - standard, learned", "mean": -0.31, "interval": [-0.36, -0.26], "verdict": "better"},
-        {"name": "ega - standard, mope", "mean": -0.35, "interval": [-0.43, -0.27], "verdict": "better"},
-        {
-            "name": "mope - learned, standard",
-            "mean": -0.05,
-            "interval": [-0.12, 0.02],
-            "verdict": "inconclusive",
-            "p_sign_flip": 0.4375,
-        },
-    ]
-    return {
-        "config": {"steps": 300, "seeds": [0, 1, 2, 3, 4, 5], "data": "pydoc"},
-        "factors": {"attention": ["standard", "ega"], "position": ["learned", "mope"]},
-        "arms": arms,
-        "contrasts": [common | row for row in contrasts],
-        "interaction": common
-        | {
-            "name": "attention x position",
-            "mean": -0.04,
-            "interval": [-0.11, 0.03],
-            "verdict": "inconclusive",
-            "p_sign_flip": 0.4375,
-            "cells": cells,
-        },
-        "command": "biases ablate demo.toml",
-        "file": "runs/demo",
-    }
-
-
-def _zoo() -> list[dict]:
-    return [
-        {
-            "name": name,
-            "family": "gates" if "ega" in name else "decays",
-            "summary": f"The {name} layer of its paper, in the form that the equations give",
-            "paper": "2405.12345, eq. 7",
-            "traits": {
-                "domain": "sequence",
-                "causal": True,
-                "normalisation": "row",
-                "window": None,
-                "decay": {"kind": "linear", "monotone_in": "past", "placement": "logits"},
-                "equivariant_to": [],
-                "fast_path": "bias folded into the keys",
-            },
-            "fast_path": "bias folded into the keys",
-        }
-        for name in SUBJECTS
-    ]
-
-
-def sample_results() -> dict:
-    """Results of the kind and size that the demo has."""
-    return {
-        "title": "Attention biases: the demo",
-        "created": "2026-01-15T10:30:00+00:00",
-        "command": "biases demo",
-        "machine": {"cpu": "Example CPU @ 2.4 GHz", "cores": 2, "memory_bytes": 8_000_000_000, "cuda": None},
-        "versions": {"python": "3.12.4", "torch": "2.9.0", "biases": "0.1.0"},
-        "verification": _verification(),
-        "bench": _bench(),
-        "ablation": _ablation(),
-        "zoo": _zoo(),
-        "missing": {},
-    }
-
-
-class Page(HTMLParser):
-    """A strict reading of a page: every element closed in order, and what the tests ask about."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.content: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.content.append((self.open[-1] if self.open else "", data))
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(d for tag, d in self.content if tag not in ("script", "style")))
-
-    def figures(self) -> dict:
-        return json.loads(_script_bodies(self)[0])
-
-
-def _script_bodies(page: Page) -> list[str]:
-    bodies = ["".join(data) for data in _runs(page.content, "script")]
-    assert len(bodies) == len(page.all("script"))
-    return bodies
-
-
-def _runs(content: list[tuple[str, str]], tag: str) -> list[list[str]]:
-    runs: list[list[str]] = []
-    previous = ""
-    for name, data in content:
-        if name == tag:
-            if previous != tag:
-                runs.append([])
-            runs[-1].append(data)
-        previous = name
-    return runs
+from biases.report.charts import study as charts
 
 
 @pytest.fixture(scope="module")
@@ -260,17 +25,25 @@ def html() -> str:
 
 
 @pytest.fixture(scope="module")
+def full() -> Page:
+    return Page(render(full_results()))
+
+
+@pytest.fixture(scope="module")
 def page(html: str) -> Page:
     return Page(html)
 
 
-def test_sections_and_headings_are_in_order(page: Page) -> None:
+@pytest.mark.parametrize("which", ["page", "full"])
+def test_sections_and_headings_are_in_order(which: str, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(which)
     assert [s["id"] for s in page.all("section")] == [
         "overview",
         "verification",
         "benchmarks",
         "ablations",
-        "zoo",
+        "claims",
+        "gallery",
     ]
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -295,10 +68,12 @@ def test_overview_states_the_findings(page: Page) -> None:
 
 def test_every_figure_names_its_command_and_file(page: Page, html: str) -> None:
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
-    assert len(captions) == len(page.all("figure")) == 6
+    assert len(captions) == len(page.all("figure")) == 8
     assert all("Made by <code>biases " in caption for caption in captions)
-    assert sum("runs/demo" in caption for caption in captions) == 3
-    assert sum("bench.json" in caption for caption in captions) == 2
+    assert sum("runs/demo" in caption for caption in captions) == 4
+    assert sum("bench.json" in caption for caption in captions) == 3
+    exports = [b["data-chart"] for b in page.all("button") if b.get("class") == "export"]
+    assert exports == [chart for chart in page.figures() for _ in ("png", "svg", "json")]
 
 
 def test_matrix_cells_lead_to_their_evidence(page: Page) -> None:
@@ -307,6 +82,13 @@ def test_matrix_cells_lead_to_their_evidence(page: Page) -> None:
     leak = next(a for a in cells if a["aria-label"] == "ega, future-independence: known failure")
     bodies = {d["id"]: d for d in page.all("div") if d.get("class") == "result-body"}
     assert leak["href"][1:] in bodies
+    passed = next(a for a in cells if a["aria-label"] == "alibi, future-independence: passed")
+    promises = {d["id"] for d in page.all("div") if "-property-" in (d.get("id") or "")}
+    assert len(promises) == len(PROPERTIES)
+    assert passed["href"][1:] in promises
+    assert passed["data-told"] == "25 examples, 210 ms"
+    absent = next(a for a in cells if a["aria-label"] == "alibi, permutation-equivariance: not applicable")
+    assert absent["data-message"] == "equivariant_to is ()"
     assert "replay(factory('ega'), 'future-independence'" in page.text()
     assert "batch=1, length=2, position=0, regime='normal', seed=0" in page.text()
     assert len([b for b in page.all("button") if b.get("class") == "copy"]) == 3
@@ -328,34 +110,127 @@ def test_tables_have_captions_and_scopes(page: Page) -> None:
     assert all(th.get("scope") in ("row", "col") for th in page.all("th"))
 
 
-def test_figures_are_valid_plotly_and_say_what_was_measured(page: Page) -> None:
+@pytest.mark.parametrize("which", ["page", "full"])
+def test_figures_are_valid_plotly(which: str, request: pytest.FixtureRequest) -> None:
     import plotly.graph_objects as go
 
+    page = request.getfixturevalue(which)
     figures = page.figures()
     assert set(figures) == {d["id"] for d in page.all("div") if d.get("class") == "chart"}
     for figure in figures.values():
-        go.Figure(json.loads(re.sub(r"var\(--[\w-]+\)( [\d.]+)?", "#123456", json.dumps(figure))))
-    ratio, peak, curves, forest, interaction = figures.values()
+        plain = json.loads(re.sub(r"var\(--[\w-]+\)( [\d.]+)?", "#123456", json.dumps(figure)))
+        go.Figure({key: plain[key] for key in ("data", "layout")})
+
+
+def test_figures_say_what_was_measured(page: Page) -> None:
+    shown = {figure["title"].rpartition(": ")[2]: figure for figure in page.figures().values()}
+    ratio, latency, peak = (shown[t] for t in ("Time against the floor", *(f"{m} against length" for m in LINES)))
     assert [trace["name"] for trace in ratio["data"]] == ["length 256", "length 1024"]
     first = sample_results()["bench"]["rows"][0]
-    assert ratio["data"][0]["x"][0] == first["ratio"]
-    assert ratio["data"][0]["error_x"]["array"][0] == pytest.approx(first["ratio_high"] - first["ratio"])
-    assert ratio["data"][0]["error_x"]["arrayminus"][0] == pytest.approx(first["ratio"] - first["ratio_low"])
-    assert peak["data"][1]["customdata"][0] == words.size(2 * 1024 * 64 * 8 * 4)
-    assert peak["data"][3]["x"] == [2 * 1024 * 64 * 8 * 4] * 5
-    assert [t["name"] for t in curves["data"] if "name" in t] == list(_ablation()["arms"])
-    assert forest["data"][0]["x"] == [-0.31, -0.35, -0.05, -0.04]
-    assert all("n = 6" in name for name in forest["data"][0]["y"])
-    assert interaction["data"][1]["name"] == "ega"
-    assert interaction["data"][1]["y"] == pytest.approx([1.59, 1.50])
+    assert ratio["data"][0]["x"][0] == pytest.approx(first["ratio"], rel=1e-4)
+    assert ratio["data"][0]["error_x"]["array"][0] == pytest.approx(first["ratio_high"] - first["ratio"], rel=1e-4)
+    assert ratio["data"][0]["error_x"]["arrayminus"][0] == pytest.approx(first["ratio"] - first["ratio_low"], rel=1e-4)
+    assert latency["data"][0]["name"] == "ega-token"
+    assert latency["data"][0]["x"] == [256, 1024]
+    assert latency["data"][0]["y"][0] == pytest.approx(first["seconds_median"], rel=1e-4)
+    assert peak["data"][0]["name"] == "floor"
+    assert peak["data"][0]["y"] == [2 * n * 64 * 8 * 4 for n in (256, 1024)]
+    assert peak["data"][0]["customdata"][1] == words.size(2 * 1024 * 64 * 8 * 4)
+    assert [t["name"] for t in shown["Learning curves"]["data"] if "name" in t] == list(ablation()["arms"])
+    forest = shown["Paired effects"]["data"][0]
+    assert forest["x"] == [-0.31, -0.35, -0.05, -0.04]
+    assert all("n = 6" in name for name in forest["y"])
+    lines = shown["attention x position"]["data"]
+    assert lines[1]["name"] == "ega"
+    assert lines[1]["y"] == pytest.approx([1.59, 1.50])
+    whole, prefixes = shown["Truncated against full window"]["data"][1:]
+    assert prefixes["x"][3] - whole["x"][3] == pytest.approx(0.42)
 
 
-@pytest.mark.parametrize("empty", [{}, {"verification": {}, "bench": {"rows": []}, "ablation": None, "zoo": []}])
+LINES = ("Latency", "Peak memory")
+
+
+def test_a_single_length_is_shown_as_bars() -> None:
+    results = sample_results()
+    results["bench"]["rows"] = [row for row in results["bench"]["rows"] if row["length"] == 1024]
+    figures = list(Page(render(results)).figures().values())[:2]
+    assert [figure["title"] for figure in figures] == ["forward: Time against the floor", "forward: Peak memory"]
+    assert figures[1]["data"][1]["x"] == [2 * 1024 * 64 * 8 * 4] * 5
+
+
+def test_several_sources_of_a_section_are_shown_one_after_another(full: Page) -> None:
+    text = full.text()
+    assert "Verification: on CUDA" in text
+    cells = [a for a in full.all("a") if (a.get("class") or "").startswith("cell")]
+    assert len(cells) == 2 * len(SUBJECTS) * len(PROPERTIES)
+    assert "again (small)" in text
+    assert "unreadable, result x.json: expected JSON" in text
+    assert "ega+mope: not run yet under seeds 7" in text
+    assert "1 inputs passed over" in text
+
+
+def test_claims_can_be_filtered_by_verdict_and_paper(full: Page) -> None:
+    entries = [d for d in full.all("details") if "claim" in (d.get("class") or "").split()]
+    assert [(d["data-verdict"], d["data-paper"]) for d in entries] == [
+        ("fails", "2605.21842"),
+        ("holds", "2309.11523"),
+        ("error", "2309.11523"),
+    ]
+    options = [option["value"] for option in full.all("option")]
+    assert options == ["", "holds", "fails", "error", "", "2605.21842", "2309.11523"]
+    text = full.text()
+    assert "2 statements of the papers, executed: fails 1, error 1." in text
+    assert "1 questions of ours: holds 1." in text
+    assert "[0.100, 0.300] nats, 5 seeds, small" in text
+    assert "RuntimeError: no such layer" in text
+
+
+def test_steps_of_the_history_are_marked(full: Page) -> None:
+    shown = next(f for f in full.figures().values() if f["title"] == "operators.Cpu.time_call")
+    line, step, flat = shown["data"]
+    assert line["y"] == [1, 1, None, 2, 2, 2]
+    assert (step["x"], step["y"], step["customdata"]) == (["00000003"], [2], ["×2"])
+    assert flat["y"] == [1] * 6
+    assert "steps in operators.Cpu.time_call (alibi, 1024) ×2 at 00000003." in full.text()
+
+
+def test_the_gallery_shows_maps_profiles_gates_and_encodings(full: Page) -> None:
+    titles = [figure["title"] for figure in full.figures().values()]
+    for title in (
+        "alibi: Weights, head 1",
+        "alibi: Profile",
+        "alibi: Influence",
+        "ega: Gate",
+        "ega: Gate against energy",
+        "manhattan: Reach of a pixel",
+        "manhattan: Regions, shifted",
+        "sinusoidal: Encoding",
+        "sinusoidal: Kernel",
+    ):
+        assert title in titles
+    # Weights that are all alike have no profile.
+    assert "ega: Profile" not in titles
+    assert "It could not be drawn: RuntimeError: cannot be built" in full.text()
+    images = [image["src"] for image in full.all("img")]
+    assert len(images) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in images)
+
+
+@pytest.mark.parametrize(
+    "empty", [{}, {"verification": {}, "bench": {"rows": []}, "ablation": None, "zoo": [], "claims": []}]
+)
 def test_empty_sections_name_their_command(empty: dict) -> None:
     html = render({**empty, "missing": {"ablation": "Stopped before the first seed was finished."}})
     page = Page(html)
     text = page.text()
-    for command in ("biases check all", "biases bench", "biases ablate SPEC.toml", "biases list"):
+    for command in (
+        "biases check all --json > check.json, then biases report check.json.",
+        "biases bench --out bench.json, then biases report bench.json.",
+        "asv run, then",
+        "biases ablate SPEC.toml",
+        "biases claims --json > claims.json, then",
+        "biases report.",
+    ):
         assert f"run {command}" in text
     assert "Stopped before the first seed was finished." in text
     assert "Nothing has been checked or measured yet" in text
@@ -367,7 +242,7 @@ def test_empty_sections_name_their_command(empty: dict) -> None:
 def test_refused_and_missing_numbers_leave_no_broken_chart() -> None:
     results = sample_results()
     for row in results["bench"]["rows"]:
-        row["ratio"] = row["peak_bytes"] = math.nan
+        row["ratio"] = row["peak_bytes"] = row["seconds_median"] = math.nan
     for arm in results["ablation"]["arms"].values():
         arm["curve"] = {"steps": [], "mean": []}
         arm["leak_mean"] = arm["leak_interval"] = None
@@ -383,135 +258,9 @@ def test_refused_and_missing_numbers_leave_no_broken_chart() -> None:
 
 
 def test_an_interval_that_was_refused_leaves_the_mean_alone() -> None:
-    row = ablation_view.contrast({"name": "a - b", "mean": 0.1, "interval": None, "n": 2, "verdict": "refused"})
+    row = effects.contrast({"name": "a - b", "mean": 0.1, "interval": None, "n": 2, "verdict": "refused"})
     bars = charts.forest([row], "nats per character")["data"][0]["error_x"]
     assert (bars["array"], bars["arrayminus"]) == ([0.0], [0.0])
-
-
-ATTACK = '</script></pre><script>alert(1)</script><img src=x onerror=alert(1)><b a="\'">&amp;{{ 7*7 }}'
-
-
-def _poison(value: object) -> object:
-    """Every text of the results followed by an attack, keys of arms and facts too; statuses stay."""
-    if isinstance(value, dict):
-        return {
-            (key + ATTACK if key in ("cpu", "ega+mope", "torch") else key): v if key == "status" else _poison(v)
-            for key, v in value.items()
-        }
-    if isinstance(value, list):
-        return [_poison(item) for item in value]
-    return value + ATTACK if isinstance(value, str) else value
-
-
-def test_every_value_is_inert(page: Page) -> None:
-    results = sample_results()
-    results["missing"] = {"zoo": "gone"}
-    results["zoo"] = []
-    poisoned = Page(render(_poison(results)))
-    assert len(poisoned.all("script")) == len(page.all("script")) == 3
-    assert not poisoned.all("img")
-    assert not poisoned.all("b")
-    assert all(not name.startswith("on") for _, attributes in poisoned.elements for name in attributes)
-    assert "&amp;{{ 7*7 }}" in poisoned.text()
-    shown = [text for figure in poisoned.figures().values() for text in _texts(figure)]
-    assert any("&lt;img" in text for text in shown)
-    assert not any(re.search(r"<(?!br>|extra>|/extra>)", text) for text in shown)
-
-
-def _texts(value: object) -> list[str]:
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in _texts(item)]
-    if isinstance(value, list):
-        return [text for item in value for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
-
-
-def test_only_the_pages_own_scripts_may_run_and_nothing_is_fetched(html: str, page: Page) -> None:
-    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in policy
-    data, *scripts = _script_bodies(page)
-    json.loads(data)
-    hashes = re.findall(r"'sha256-([^']+)'", policy)
-    assert hashes == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
-    for tag, attributes in page.elements:
-        assert "src" not in attributes
-        href = attributes.get("href") or "#"
-        arxiv = tag == "a" and href.startswith("https://arxiv.org/abs/")
-        assert href.startswith("#") or href == "data:," or arxiv
-    styles = "".join(d for tag, d in page.content if tag == "style") + " ".join(
-        attributes.get("style") or "" for _, attributes in page.elements
-    )
-    assert "url(" not in styles
-    assert "@import" not in styles
-
-
-def test_size_stays_under_the_limit_when_everything_fails(monkeypatch) -> None:
-    results = sample_results()
-    row = results["verification"]["results"][0] | {"status": "failed", "message": "x" * 9_000}
-    results["verification"]["results"] = [row | {"subject": f"subject-{i}"} for i in range(400)]
-    html = render(results)
-    assert len(html.encode()) < MAX_BYTES
-    assert "… cut, 8000 characters left out of this page" in html
-    monkeypatch.setattr("biases.report.page.MAX_BYTES", 20_000)
-    with pytest.raises(ValueError, match=r"size of the page: expected under 20000 bytes, got \d+: report fewer"):
-        render({"verification": {"results": results["verification"]["results"]}})
-
-
-def test_lone_surrogates_can_be_written(tmp_path) -> None:
-    results = {"verification": {"results": [{"subject": "a", "property": "p", "status": "failed"}]}}
-    results["verification"]["results"][0]["message"] = "broken \ud800 text"
-    assert "broken ? text" in write(results, tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"verification": []}, "results 'verification': expected a mapping, got list"),
-        ({"verification": {"results": {"a": 1}}}, "results 'results': expected a list of mappings, got dict"),
-        ({"verification": {"results": [{"status": "fine"}]}}, "status of a result: expected one of 'failed'"),
-        (
-            {"bench": {"rows": [{"name": "a", "ratio": "1.2"}]}},
-            "ratio of a benchmark: expected a number or None",
-        ),
-        (
-            {"ablation": {"arms": {"a": {"curve": {"steps": [1, 2], "mean": [1.0]}}}}},
-            "expected 2 numbers, got 1",
-        ),
-        ({"ablation": {"contrasts": [{"name": "c", "interval": [1.0]}]}}, "expected 2 numbers, got 1"),
-        ({"zoo": ["ega"]}, "an entry of 'zoo': expected a mapping, got str"),
-    ],
-)
-def test_bad_results_are_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        render(sample_results() | change)
-    with pytest.raises(ValueError, match="results: expected a mapping, got list"):
-        render([])  # type: ignore[arg-type]
-
-
-def test_write_is_atomic(tmp_path, monkeypatch) -> None:
-    target = tmp_path / "report.html"
-    assert write({"title": "first"}, target) == target
-    before = target.read_text(encoding="utf-8")
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write({"title": "second"}, target)
-    assert target.read_text(encoding="utf-8") == before
-    assert os.listdir(tmp_path) == ["report.html"]
-    with pytest.raises(ValueError, match="an existing folder"):
-        write({}, tmp_path / "absent" / "report.html")
-    with pytest.raises(ValueError, match="a file name"):
-        write({}, tmp_path)
-
-
-def test_results_are_not_changed() -> None:
-    results = sample_results()
-    before = copy.deepcopy(results)
-    render(results)
-    assert results == before
 
 
 @pytest.mark.parametrize(
@@ -523,7 +272,7 @@ def test_results_are_not_changed() -> None:
     ],
 )
 def test_interaction_cells_are_placed_whatever_their_form(cells: dict) -> None:
-    placed = ablation_view.grid(cells, {"attention": ["standard", "ega"], "position": ["learned", "mope"]})
+    placed = effects.grid(cells, {"attention": ["standard", "ega"], "position": ["learned", "mope"]})
     means = {(a, b): cell["mean"] for a, inner in placed.items() for b, cell in inner.items()}
     assert means == {
         ("standard", "learned"): 2.0,
@@ -540,15 +289,16 @@ def test_an_interaction_of_the_statistics_can_be_given_as_it_is() -> None:
     arms = [list(arm["full"].values()) for arm in results["ablation"]["arms"].values()]
     y00, y01, y10, y11 = arms
     results["ablation"]["interaction"] = interaction(y00, y10, y01, y11).as_dict()
-    drawn = list(Page(render(results)).figures().values())[-1]["data"]
+    figures = Page(render(results)).figures().values()
+    drawn = next(figure["data"] for figure in figures if figure["title"].startswith("Interaction"))
     assert drawn[0]["y"] == pytest.approx([sum(y00) / 6, sum(y01) / 6])
     assert drawn[1]["y"] == pytest.approx([sum(y10) / 6, sum(y11) / 6])
 
 
 def test_cells_that_cannot_be_placed_are_not_drawn() -> None:
     factors = {"attention": ["standard", "ega"], "position": ["learned", "mope"]}
-    assert ablation_view.grid({"elsewhere": 1.0}, factors) == {}
-    assert ablation_view.grid({"ega": 1.0}, {"attention": ["standard", "ega"]}) == {}
+    assert effects.grid({"elsewhere": 1.0}, factors) == {}
+    assert effects.grid({"ega": 1.0}, {"attention": ["standard", "ega"]}) == {}
 
 
 def test_units_for_people() -> None:

@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
         checked: dict[str, Any] = {"device": device, "workers": execution.workers, "together": execution.together}
         if options.dry_run:
             check_models(study)
+            if note := few_seeds_note(study):
+                say(f"biases: {note}")
             data = check_run(grid, **checked, elsewhere=opened is not None)
             show_cells(study, grid, data, out, as_json=options.json)
             return OK

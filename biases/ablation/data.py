@@ -85,8 +85,8 @@ def load_text(name_or_path: str | os.PathLike[str] = "pydoc") -> Text:
 
     Args:
         name_or_path: ``"pydoc"``, the topics of Python's own ``help()`` (English, no network);
-            ``"tinyshakespeare"``, fetched once and cached (:func:`cache_directory`); or a file. A path
-            object, or a string with a directory in it, is always a file.
+            ``"tinyshakespeare"``, fetched once and cached (:func:`~biases.ablation.data.cache_directory`); or
+            a file. A path object, or a string with a directory in it, is always a file.
 
     Raises:
         ValueError: no such file, not UTF-8, or too short; as :class:`TextUnavailable` where a dataset cannot

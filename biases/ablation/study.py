@@ -103,7 +103,7 @@ class Study:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What every run into one folder must agree in: a canonical text a part."""
+        """What every run into one folder must agree in, a canonical text a part."""
         parts: dict[str, Any] = {"name": self.name, "size": self.size, "kind": self.kind, "data": self.grid.data}
         parts["train"] = plain(self.grid.train)
         parts |= {f"arm {name!r}": plain(model) for name, model in self.grid.arms.items()}

@@ -146,7 +146,7 @@ class RelativeTerm(PairTerm):
 
     @abstractmethod
     def by_distance(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
-        """The term at signed distances i - j, of any shape: (H or 1, *distance.shape)."""
+        """The term at signed distances i - j, of any shape: ``(H or 1, *distance.shape)``."""
 
     def values(self, i: Tensor, j: Tensor, dtype: torch.dtype) -> Tensor:
         return self.by_distance(i - j, dtype)[None]

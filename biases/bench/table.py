@@ -108,10 +108,10 @@ def _cells_of(row: Row) -> list[str]:
     return [
         "" if row.ratio is None else f"{row.ratio.value:.2f}",
         "" if row.ratio is None else f"{row.ratio.low:.2f}-{row.ratio.high:.2f}",
-        _seconds(row.samples.median),
+        duration(row.samples.median),
         _rate(row.tokens_per_second),
-        _bytes(row.extra_bytes),
-        _bytes(row.floor_extra_bytes),
+        size(row.extra_bytes),
+        size(row.floor_extra_bytes),
         ", ".join(shares),
     ]
 
@@ -119,10 +119,10 @@ def _cells_of(row: Row) -> list[str]:
 def _cells(m: Measurement) -> list[str]:
     return [
         _ratio(m.ratio),
-        _seconds(m.samples.median),
+        duration(m.samples.median),
         "" if m.tokens_per_second is None else f"{m.tokens_per_second:,.0f}",
-        _bytes(m.peak_bytes),
-        _bytes(m.floor_peak_bytes),
+        size(m.peak_bytes),
+        size(m.floor_peak_bytes),
         "" if m.matmul_share is None else f"{m.matmul_share:.0%}",
     ]
 
@@ -140,14 +140,16 @@ def _ratio(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that they are read best in."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} µs"
 
 
-def _bytes(count: int | None) -> str:
+def size(count: int | None) -> str:
+    """Bytes in the unit that they are read best in; empty without any."""
     if count is None:
         return ""
     for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):

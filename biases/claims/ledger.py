@@ -152,7 +152,7 @@ def get(id: str) -> Claim:
 
 
 def claims_of(paper: str | None = None) -> list[Claim]:
-    """The claims, of one paper if given, in the order of :data:`PAPERS`.
+    """The claims, of one paper if given, in the order of :data:`biases.claims.ledger.PAPERS`.
 
     Raises:
         ValueError: unknown paper.

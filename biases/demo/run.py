@@ -118,6 +118,7 @@ def run_demo(
 def _finish(results: dict[str, Any], folder: Path, interrupted: bool, errors: dict[str, str]) -> Demo:
     from biases.bench import facts
     from biases.report import write
+    from biases.report.pictures import pictures
 
     results |= {
         "title": "Attention biases: the demo",
@@ -128,7 +129,9 @@ def _finish(results: dict[str, Any], folder: Path, interrupted: bool, errors: di
         "zoo": zoo.table(),
     }
     _save(results, folder / ("partial.json" if interrupted else "results.json"))
-    page = write(results, folder / ("partial.html" if interrupted else "report.html"))
+    # Who interrupts waits for no pictures.
+    gallery = [] if interrupted else pictures()
+    page = write({**results, "gallery": gallery}, folder / ("partial.html" if interrupted else "report.html"))
     leak = verification.leak_of(results.get("verification", {}).get("results", []))
     return Demo(results, page, interrupted, leak, errors)
 

@@ -48,14 +48,16 @@ class GatedSwinSigmoid(GatedSwin):
     "Paper" below is the abstract of arXiv 2604.06014; everything else is our reading.
 
     Args:
-        dim, heads, window, shifted, window_rule, attention, order, theta_shift, decay, initial, span, enhancement,
-            enhancement_domain, backend: as for :class:`~biases.layers.GatedSwinRetention`. For the decay, paper (S2,
-            multiplicative, after the sigmoid); where ``theta_shift`` is concerned, SWAT rotates and the abstract names
-            no rotation.
+        dim, heads, window, shifted, window_rule, attention, order, theta_shift: as for
+            :class:`~biases.layers.GatedSwinRetention`. Where ``theta_shift`` is concerned, SWAT rotates and the abstract
+            names no rotation.
+        decay, initial, span, enhancement, enhancement_domain, backend: likewise. For the decay, paper (S2,
+            multiplicative, after the sigmoid).
         alibi: have the bias. Paper (S2): yes; ``False`` for ablations.
         alibi_distance: what the slopes multiply, along the axis of each pass (with ``attention="full"``, the sum over
-            both axes): ``"signed"``, s (j - j') as in SWAT Eq. 3, which is causal there; ``"absolute"``, s |j - j'|
-            with slopes of both signs; ``"negative-absolute"``, -|s| |j - j'| in all heads. Not stated.
+            both axes): ``"signed"``, ``s (j - j')`` as in SWAT Eq. 3, which is causal there; ``"absolute"``,
+            ``s |j - j'|`` with slopes of both signs; ``"negative-absolute"``, ``-|s| |j - j'|`` in all heads. Not
+            stated.
         slope_rule: of half the heads, the others having the opposite sign: ``"halving"``, 2^-k, k = 1, 2, ... (SWAT
             Eq. 4), or ``"press"`` (arXiv 2108.12409), see :func:`~biases.decays.alibi_slopes`. Paper (S2): balanced;
             the sequence is not stated.

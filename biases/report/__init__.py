@@ -1,4 +1,4 @@
-"""The dashboard: verification, benchmarks, ablations and the zoo on one offline HTML page."""
+"""The dashboard: verification, benchmarks, ablations, claims and a gallery of the zoo on one offline HTML page."""
 
 from __future__ import annotations
 

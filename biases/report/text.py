@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -15,6 +16,8 @@ from typing import Any
 from biases._checks import fail
 
 DASH = "–"
+MOST_PLACES = 7
+ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
 def section(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -29,6 +32,18 @@ def section(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         fail(f"results {name!r}", "a mapping", type(value).__name__)
     return value
+
+
+def parts(results: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The sources of a section: none, one mapping, or a list of them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = results.get(name)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return rows(results, name)
+    return [found] if (found := section(results, name)) else []
 
 
 def rows(parent: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -96,10 +111,12 @@ def words(value: object) -> str:
 
 
 def places(low: float | None, high: float | None) -> int | None:
-    """Decimals at which the width of an interval shows three digits; ``None`` without a width."""
+    """Decimals at which the width of an interval shows three digits; ``None`` without a width, or where they would be
+    more than :data:`MOST_PLACES`."""
     if low is None or high is None or not high > low:
         return None
-    return max(0, 2 - math.floor(math.log10(high - low)))
+    found = max(0, 2 - math.floor(math.log10(high - low)))
+    return found if found <= MOST_PLACES else None
 
 
 def number(value: float | None, *, signed: bool = False, decimals: int | None = None) -> str:
@@ -183,3 +200,9 @@ def label(value: object, width: int = 22) -> str:
     """A name for a chart: inert (plotly reads tags in text) and broken into lines at spaces."""
     lines = textwrap.wrap(str(value), width, break_long_words=False, break_on_hyphens=False) or [""]
     return "<br>".join(escape(line, quote=False) for line in lines)
+
+
+def arxiv(paper: str) -> str:
+    """The address of the first paper that is named by its arXiv identifier; empty where none is."""
+    found = ARXIV.search(paper)
+    return f"https://arxiv.org/abs/{found[0]}" if found else ""

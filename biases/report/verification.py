@@ -12,12 +12,19 @@ from biases.report import text
 
 @dataclass(frozen=True)
 class Status:
-    """How a status is shown: never by colour alone."""
+    """How a status is shown: never by colour alone.
+
+    Attributes:
+        name: of the status, and of its colour in the style sheet.
+        glyph, words, many: a sign; in words, of one and of several.
+        folded: whether its results are shown by their cells alone: nothing went wrong.
+    """
 
     name: str
     glyph: str
     words: str
     many: str = ""
+    folded: bool = False
 
     def counted(self, count: int) -> str:
         """``1 known failure``, ``2 known failures``."""
@@ -31,14 +38,14 @@ STATUSES = {
         Status("error", "!", "error", "errors"),
         Status("xpassed", "△", "passed unexpectedly"),
         Status("xfailed", "◇", "known failure", "known failures"),
-        Status("passed", "✓", "passed"),
-        Status("not_applicable", "·", "not applicable"),
+        Status("passed", "✓", "passed", folded=True),
+        Status("not_applicable", "·", "not applicable", folded=True),
     )
 }
 CUT_MARK = "\n… cut, {} characters left out of this page"
 
 
-def _cut(value: object, limit: int) -> str:
+def cut(value: object, limit: int) -> str:
     """Text of at most ``limit`` characters, saying how much is missing."""
     if isinstance(value, Mapping):
         value = ", ".join(f"{name}={item!r}" for name, item in value.items())
@@ -46,44 +53,49 @@ def _cut(value: object, limit: int) -> str:
     return whole if len(whole) <= limit else whole[:limit] + CUT_MARK.format(len(whole) - limit)
 
 
-def _result(index: int, raw: Mapping[str, Any], limit: int) -> dict[str, Any]:
+def _result(name: str, raw: Mapping[str, Any], limit: int) -> dict[str, Any]:
     one_of("status of a result", raw.get("status"), STATUSES)
+    status = STATUSES[raw["status"]]
     subject, prop = text.words(raw.get("subject")), text.words(raw.get("property"))
     examples = text.finite("examples of a result", raw.get("examples"))
     return {
-        "id": f"result-{index}",
+        "id": name,
         "subject": subject,
         "property": prop,
-        "status": STATUSES[raw["status"]],
+        "status": status,
         "promise": text.words(raw.get("promise")),
-        "message": _cut(raw.get("message"), limit),
-        "counterexample": _cut(raw.get("counterexample"), limit),
-        "reproduce": _cut(raw.get("reproduce"), limit),
+        "message": cut(raw.get("message"), limit),
+        "counterexample": cut(raw.get("counterexample"), limit),
+        "reproduce": cut(raw.get("reproduce"), limit),
         "examples": text.DASH if examples is None else f"{examples:.0f}",
         "seconds": text.duration(text.finite("seconds of a result", raw.get("seconds"))),
     }
 
 
-def view(verification: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    """What the template shows.
+def view(part: Mapping[str, Any], limit: int, prefix: str = "result") -> dict[str, Any]:
+    """What the template shows of one run of the battery.
 
     Args:
-        verification: ``{"results": [...]}``, each a :class:`biases.testing.Result` as a dictionary.
+        part: ``{"results": [...]}``, each a :class:`biases.testing.Result` as a dictionary.
         limit: longest message, counterexample or script, in characters.
+        prefix: of the elements' names, one for each part of a page.
 
     Raises:
         ValueError: a status is unknown, or a value has the wrong type.
     """
-    results = [_result(i, raw, limit) for i, raw in enumerate(text.rows(verification, "results"))]
+    results = [_result(f"{prefix}-{i}", raw, limit) for i, raw in enumerate(text.rows(part, "results"))]
     subjects = list(dict.fromkeys(r["subject"] for r in results))
-    properties = list(dict.fromkeys(r["property"] for r in results))
+    promises: dict[str, str] = {}
+    for result in results:
+        promises.setdefault(result["property"], result["promise"])
+    properties = [(name, f"{prefix}-property-{i}", promise) for i, (name, promise) in enumerate(promises.items())]
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
         cells.setdefault((result["subject"], result["property"]), []).append(result)
     return {
         "results": results,
         "properties": properties,
-        "matrix": [(s, [cells.get((s, p), []) for p in properties]) for s in subjects],
+        "matrix": [(s, [(where, cells.get((s, p), [])) for p, where, _ in properties]) for s in subjects],
         "groups": [(s, [r for r in results if r["status"] is s]) for s in STATUSES.values()],
         "counts": [(s, sum(r["status"] is s for r in results)) for s in STATUSES.values()],
     }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as XML
 
 from biases._files import write_atomically
+from biases._markup import printable
 from biases.testing.result import Result
 
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAGS = {"failed": "failure", "xpassed": "failure", "error": "error", "not_applicable": "skipped", "xfailed": "skipped"}
 
 
@@ -36,16 +35,11 @@ def junit_xml(results: Sequence[Result]) -> bytes:
             )
             if result.status in _TAGS:
                 lines = result.message.splitlines() or [result.status]
-                told = XML.SubElement(case, _TAGS[result.status], message=_printable(lines[0]))
-                told.text = _printable("\n\n".join(filter(None, (result.message, result.reproduce))))
+                told = XML.SubElement(case, _TAGS[result.status], message=printable(lines[0]))
+                told.text = printable("\n\n".join(filter(None, (result.message, result.reproduce))))
     return XML.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def write_junit(results: Sequence[Result], path: str | Path) -> None:
     """Write :func:`junit_xml` to ``path``, whole or not at all."""
     write_atomically(Path(path), junit_xml(results))
-
-
-def _printable(text: str) -> str:
-    """Without the control characters that XML 1.0 has no form for."""
-    return _UNPRINTABLE.sub("?", text)

@@ -10,7 +10,18 @@ from biases._checks import fail, one_of
 
 STATUSES = ("passed", "failed", "xfailed", "xpassed", "not_applicable", "error")
 _RAN = ("passed", "failed", "xfailed", "xpassed")
-_BAD = ("failed", "xpassed", "error")
+BAD = ("failed", "xpassed", "error")
+"""Of which one makes a check fail."""
+COLUMNS = {
+    "ran": "ran",
+    "passed": "passed",
+    "failed": "failed",
+    "known": "xfailed",
+    "xpassed": "xpassed",
+    "error": "error",
+    "n/a": "not_applicable",
+}
+"""Heading of a table -> key of :func:`summary`."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,31 @@ def summary(results: Iterable[Result]) -> dict[str, int]:
 def exit_code(results: Iterable[Result]) -> int:
     """0: all well; 1: something failed; 3: nothing was checked, for one subject at least."""
     listed = list(results)
-    if any(r.status in _BAD for r in listed):
+    if any(r.status in BAD for r in listed):
         return 1
     subjects = {r.subject for r in listed}
     checked = {r.subject for r in listed if r.status in _RAN}
     return 0 if subjects and subjects == checked else 3
+
+
+def unchecked(results: Iterable[Result]) -> dict[str, list[str]]:
+    """Subjects that were put to no property -> why those do not apply, a line for each reason with their names."""
+    by_subject: dict[str, list[Result]] = {}
+    for result in results:
+        by_subject.setdefault(result.subject, []).append(result)
+    found: dict[str, list[str]] = {}
+    for subject, own in by_subject.items():
+        if any(result.status in _RAN for result in own):
+            continue
+        reasons: dict[str, list[str]] = {}
+        for result in own:
+            if result.status == "not_applicable":
+                reasons.setdefault(result.message, []).append(result.property)
+        found[subject] = [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
+    return found
+
+
+def as_document(results: Iterable[Result]) -> dict[str, Any]:
+    """``{"schema": 1, "results": [...], "summary": {...}}``, for JSON."""
+    listed = list(results)
+    return {"schema": 1, "results": [result.as_dict() for result in listed], "summary": summary(listed)}

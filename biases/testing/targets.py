@@ -16,6 +16,11 @@ from biases._checks import fail, one_of
 from biases.traits import Decay, Traits
 
 
+def is_factory(target: str) -> bool:
+    """Whether it is ``module:factory``, and not a name of the zoo, whose options may hold a colon."""
+    return ":" in target.partition("[")[0]
+
+
 def load_factory(target: str) -> Callable[..., Any]:
     """The factory at ``module:factory``; the current folder is on the path, as under ``python -m``.
 

@@ -73,12 +73,12 @@ class Images:
 
     @cached_property
     def mean(self) -> Tensor:
-        """Mean of each channel over the training split, in units of the stored bytes: (channels,), float32."""
+        """Mean of each channel over the training split, (channels,), float32, in units of the stored bytes."""
         return self._moments[0]
 
     @cached_property
     def std(self) -> Tensor:
-        """Standard deviation (over N, H and W, biased) of each channel over the training split: (channels,), float32.
+        """Standard deviation (over N, H and W, biased) of each channel over the training split, (channels,), float32.
 
         A channel that is constant there has 1, so that it can be divided by.
         """

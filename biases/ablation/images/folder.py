@@ -64,14 +64,14 @@ def load_image_folder(
     must be there; files that are not listed are not used.
 
     Each image is converted to RGB of 8 bits (transparency and the orientation in EXIF are ignored; grey of 16 bits is
-    divided by 257) and its central square is resized to ``size`` pixels a side (bicubic). All are held in memory: 3
-    ``size``² bytes each.
+    divided by 257) and its central square is resized to ``size`` pixels a side (bicubic). All are held in memory:
+    3 ``size * size`` bytes each.
 
     Args:
         root: the directory.
         split_file: the list; ``split.csv`` or else ``split.json`` in ``root`` if ``None``.
         size: side of the squares.
-        test_split: the split that becomes :attr:`Images.test`, ``"test"`` or ``"val"``; the other one is not read.
+        test_split: the split that becomes ``Images.test``, ``"test"`` or ``"val"``; the other one is not read.
         mirrored: see :class:`Images`.
         progress: called with (files, files in all).
 

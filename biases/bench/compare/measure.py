@@ -27,11 +27,13 @@ class Budget:
         rounds: at most.
         least: at least; even.
         seconds: beyond the least rounds no more than fit into so many.
+        fixed_only: whether what turns out to vary is given no rounds.
     """
 
     rounds: int
     least: int
     seconds: float
+    fixed_only: bool = False
 
     def count(self, of_a_round: float) -> int:
         """An even number of rounds, so that each side is as often the first."""
@@ -48,7 +50,8 @@ class Measured:
         status: side -> ``"ok"``, ``"skipped"`` or ``"failed"``; only the sides that have the benchmark.
         message: side -> why it was skipped or failed.
         trace: side -> the end of the traceback of a failure.
-        values: side -> a value a round, in the same rounds; empty unless both sides are ok.
+        values: side -> a value a round, in the same rounds; empty unless both sides are ok, and of what varies where
+            only fixed quantities are measured.
         varies: whether the values are samples of something that varies, rather than one fixed quantity.
         number: calls a sample.
     """
@@ -64,6 +67,11 @@ class Measured:
     def complete(self) -> bool:
         """Whether both sides have it and neither has failed."""
         return len(self.status) == 2 and set(self.status.values()) == {"ok"}
+
+
+def may_be_fixed(benchmark: dict[str, Any]) -> bool:
+    """Whether an entry of a listing can be a quantity that is the same each time: a ``track_*``, but not of a time."""
+    return benchmark["kind"] == "track" and benchmark["unit"].lower() not in TIME_UNITS
 
 
 class Pair:
@@ -161,7 +169,7 @@ class _Session:
         if prepared is not None and first is not None:
             self.asked = max(self.asked, prepared["number"])
             self.first[side] = first["value"]
-            self.found.varies |= timed or first["sampled"] or self.benchmark["unit"].lower() in TIME_UNITS
+            self.found.varies |= not may_be_fixed(self.benchmark) or first["sampled"]
 
     def run(self, budget: Budget) -> None:
         """As many rounds as the budget allows; of a quantity that is fixed, or reported only, one value is enough."""
@@ -177,10 +185,10 @@ class _Session:
             self.found.varies |= any(reply and reply["value"] != self.first[side] for side, reply in again.items())
             if not self.found.complete:
                 return
-            if self.found.varies:
-                self._rounds(budget.count(time.perf_counter() - begin))
-            else:
+            if not self.found.varies:
                 self.found.values = {side: [value] for side, value in self.first.items()}
+            elif not budget.fixed_only:
+                self._rounds(budget.count(time.perf_counter() - begin))
 
     def _choose_number(self) -> None:
         """Calls a sample, the same for both sides: so many that the faster one is timed for long enough."""

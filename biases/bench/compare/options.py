@@ -1,12 +1,10 @@
-"""How to compare, and where to."""
+"""How to compare."""
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from biases._checks import fail, positive_int
 
@@ -19,6 +17,7 @@ class Options:
         suite: folder of the asv-style suite, relative to the root of the repository; ``None`` looks for it in
             ``asv.conf.json``, then in ``benchmarks``. Both sides run the files of head.
         bench: only benchmarks whose name with parameters this regular expression is found in.
+        deterministic_only: leave out what varies: times, samples, and a ``track_*`` that returns two numbers.
         threshold: ratio that matters, above 1.
         rounds: at most, for each benchmark; ``None`` takes 100, or what the number of benchmarks needs.
         seconds: for each benchmark; beyond the least rounds, no more than fit into so many.
@@ -33,6 +32,7 @@ class Options:
 
     suite: str | None = None
     bench: str | None = None
+    deterministic_only: bool = False
     threshold: float = 1.1
     rounds: int | None = None
     seconds: float = 5.0
@@ -58,33 +58,3 @@ class Options:
             re.compile(self.bench or "")
         except re.error as error:
             fail("bench", "a regular expression", f"{self.bench!r} ({error})")
-
-
-def writable_file(name: str, path: str | os.PathLike[str]) -> None:
-    """Refuse a file that could not be written at the end; it is left as it is, or absent.
-
-    Raises:
-        ValueError: it cannot be written; ``name`` is what the message calls it.
-    """
-    existed = os.path.lexists(path)
-    try:
-        with open(path, "ab"):
-            pass
-        if not existed:
-            os.unlink(path)
-    except OSError as error:
-        fail(name, "a file that can be written", error)
-
-
-def writable_folder(name: str, path: str | os.PathLike[str]) -> None:
-    """Make a folder, and refuse one in which nothing can be written.
-
-    Raises:
-        ValueError: it cannot be made, or not be written in.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        fail(name, "a folder that can be written in", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from biases._markup import cell, code
 from biases.bench.compare.results import BAD, VERDICTS, Comparison, Row
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 COLUMNS = ("benchmark", "base", "head", "ratio", "verdict", "why")
 STYLES = {"regression": "red", "failed": "red", "improved": "green", "inconclusive": "yellow", "unsettled": "yellow"}
 TIME = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3, "us": 1e-6, "ns": 1e-9}
+_LINE = 1000
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -41,16 +43,17 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
 
 def markdown(comparison: Comparison) -> str:
     """A title, a table and notes, for a comment on a change."""
-    lines = [f"**{_title(comparison)}**", ""]
+    lines = [f"**{cell(_title(comparison))}**", ""]
     if any(row.base is not None for row in comparison.rows):
         lines += [f"| {' | '.join(COLUMNS)} |", "|---|--:|--:|--:|---|---|"]
     for row in (each for each in ordered(comparison) if each.base is not None):
-        cells = [cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(row)]
-        cells[0] = f"`{cells[0]}`"
+        cells = _cells(row)
+        cells[0], cells[5] = code(cells[0]), cell(cells[5], _LINE)
         cells[4] = f"**{cells[4]}**" if row.verdict in BAD else cells[4]
         lines.append(f"| {' | '.join(cells)} |")
-    unmeasured = [f"* {line}" for line in reasons(comparison, measured=False)]
-    return "\n".join([*lines, "", *unmeasured, "", *(f"{note}  " for note in notes(comparison))]) + "\n"
+    unmeasured = [f"* {cell(line, _LINE)}" for line in reasons(comparison, measured=False)]
+    told = [f"{cell(note, _LINE)}  " for note in notes(comparison)]
+    return "\n".join([*lines, "", *unmeasured, "", *told]) + "\n"
 
 
 def ordered(comparison: Comparison) -> list[Row]:
@@ -74,8 +77,10 @@ def reasons(comparison: Comparison, *, measured: bool = True) -> list[str]:
 def notes(comparison: Comparison) -> list[str]:
     """What the table does not say."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.summary.items())
-    found = [counts or "no benchmark matches"]
+    found = [counts or why_no_rows(comparison)]
     settings, machine = comparison.settings, comparison.machine
+    if settings.get("deterministic_only"):
+        found.append("Only fixed quantities were compared; times were left out.")
     if settings.get("family"):
         found.append(
             f"Ratios are head / base, medians of paired rounds; the brackets of all {settings['family']} hold "
@@ -91,6 +96,15 @@ def notes(comparison: Comparison) -> list[str]:
     elif comparison.exit_code == 3:
         found.append("Nothing was measured at both sides.")
     return found
+
+
+def why_no_rows(comparison: Comparison) -> str:
+    """Why no benchmark is listed."""
+    if comparison.interrupted:
+        return "interrupted before a benchmark was measured"
+    if comparison.left_out:
+        return "every benchmark that matches varies, and only fixed quantities are compared"
+    return "no benchmark matches"
 
 
 def _title(comparison: Comparison) -> str:

@@ -76,6 +76,7 @@ class Comparison:
         settings: what was asked, as seed, threshold, rounds and the level of each interval.
         machine: facts about it, as of :func:`biases.bench.facts`, and its load before and after.
         not_compared: benchmarks of kinds that are not compared.
+        left_out: benchmarks that match and vary, where only fixed quantities are compared.
         interrupted: whether it was cut short; the rows are those done before.
     """
 
@@ -85,6 +86,7 @@ class Comparison:
     settings: dict[str, Any]
     machine: dict[str, Any]
     not_compared: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     interrupted: bool = False
 
     @property
@@ -113,5 +115,6 @@ class Comparison:
             "summary": self.summary,
             "exit_code": self.exit_code,
             "not_compared": list(self.not_compared),
+            "left_out": list(self.left_out),
             "rows": [row.as_dict() for row in self.rows],
         }

@@ -32,6 +32,8 @@ def judged(
         return row, None
     if found.status.get("base") != "ok":
         return replace(row, verdict="not at base", reason=found.message.get("base", "not in the listing of base")), None
+    if not found.values:
+        return replace(row, verdict="skipped", reason="it varies, and only fixed quantities are compared"), None
     medians = {side: statistics.median(values) for side, values in found.values.items()}
     row = replace(row, base=medians["base"], head=medians["head"], values=found.values)
     if row.kind == "peakmem":

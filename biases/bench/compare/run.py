@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from biases._checks import fail
-from biases._files import write_atomically
+from biases._files import writable_folder, write_atomically
 from biases._signals import terminated_as_interrupted
-from biases.bench.compare.measure import Budget, Measured, Pair
-from biases.bench.compare.options import Options, writable_folder
+from biases.bench.compare.measure import Budget, Measured, Pair, may_be_fixed
+from biases.bench.compare.options import Options
 from biases.bench.compare.results import Comparison, Row
 from biases.bench.compare.revisions import Repository, State
 from biases.bench.compare.rows import candidate, confirmed, judged, load
@@ -83,6 +83,7 @@ class _Run:
         self.candidates: dict[str, Call] = {}
         self.interrupted = False
         self.other: list[str] = []
+        self.left_out: list[str] = []
         self.machine = {name: fact for name, fact in facts().items() if name != "git_revision"}
         self.machine["environment"] = {name: os.environ[name] for name in THREADS if name in os.environ}
         self.machine["load_before"] = load()
@@ -99,6 +100,7 @@ class _Run:
             settings=self.settings,
             machine=machine,
             not_compared=other,
+            left_out=tuple(self.left_out),
             interrupted=self.interrupted,
         )
 
@@ -130,7 +132,9 @@ class _Run:
     def _measure(self, pair: Pair) -> None:
         listings = {name: side.listing for name, side in pair.sides.items()}
         known = {name: {each["name"] for each in listing["benchmarks"]} for name, listing in listings.items()}
-        wanted = [each for each in listings["head"]["benchmarks"] if self._wanted(each["name"])]
+        matching = [each for each in listings["head"]["benchmarks"] if self._wanted(each["name"])]
+        wanted = [each for each in matching if self._compared(each)]
+        self.left_out = [each["name"] for each in matching if not self._compared(each)]
         self.other = [name for name in listings["head"]["other"] if self._wanted(name)]
         budget = self._plan(wanted, known["base"], listings)
         self._not_run(listings, known)
@@ -168,13 +172,17 @@ class _Run:
     def _wanted(self, name: str) -> bool:
         return re.search(self.options.bench or "", name) is not None
 
+    def _compared(self, benchmark: dict[str, Any]) -> bool:
+        return self._wanted(benchmark["name"]) and (may_be_fixed(benchmark) or not self.options.deterministic_only)
+
     def _tell(self, name: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(name, done, total)
 
     def _plan(self, wanted: list[dict[str, Any]], at_base: set[str], listings: dict[str, Any]) -> Budget:
         """The level of each interval, and the rounds that it takes."""
-        family = sum(each["name"] in at_base and each["kind"] != "peakmem" for each in wanted)
+        with_interval = () if self.options.deterministic_only else wanted
+        family = sum(each["name"] in at_base and each["kind"] != "peakmem" for each in with_interval)
         self.level = level_of_each(family, self.options.confidence)
         least = least_rounds(self.level)
         if self.options.rounds is not None and self.options.rounds < least:
@@ -182,7 +190,7 @@ class _Run:
         rounds = self.options.rounds or max(DEFAULT_ROUNDS, least)
         asked = {
             name: getattr(self.options, name)
-            for name in ("suite", "bench", "threshold", "tolerance", "seed", "prepare")
+            for name in ("suite", "bench", "deterministic_only", "threshold", "tolerance", "seed", "prepare")
         }
         pythons = {side: listing["python"] for side, listing in listings.items()}
         self.settings = {
@@ -194,7 +202,7 @@ class _Run:
             "seconds": self.options.seconds,
             "python": pythons,
         }
-        return Budget(rounds, least, self.options.seconds)
+        return Budget(rounds, least, self.options.seconds, self.options.deterministic_only)
 
     def _not_run(self, listings: dict[str, Any], known: dict[str, set[str]]) -> None:
         """Rows of what head cannot load, and of what it does not have."""
@@ -205,7 +213,7 @@ class _Run:
         for each in listings["base"]["benchmarks"]:
             name = each["name"]
             lost = any(module in WHOLE or name.startswith(f"{module}.") for module in broken)
-            if name not in known["head"] and self._wanted(name) and not lost:
+            if name not in known["head"] and self._compared(each) and not lost:
                 self.rows[name] = Row(name, each["kind"], each["unit"], "not at head", "not in the listing of head")
 
 

@@ -2,59 +2,43 @@
   "use strict";
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const figures = JSON.parse(document.getElementById("figures").textContent);
 
   // Storage is refused for local files by some browsers; the choice then lasts as long as the page.
   const stored = { get() { try { return localStorage.getItem("biases-theme"); } catch { return null; } },
                    set(value) { try { localStorage.setItem("biases-theme", value); } catch { return; } } };
 
-  function resolved(value, styles, key) {
-    if (Array.isArray(value)) return value.map(item => resolved(item, styles, key));
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, resolved(item, styles, name)]));
-    }
-    const token = typeof value === "string" && /color$/i.test(key) && /^var\((--[\w-]+)\)(?: ([\d.]+))?$/.exec(value);
-    if (!token) return value;
-    const colour = styles.getPropertyValue(token[1]).trim();
-    if (!token[2]) return colour;
-    const [red, green, blue] = [1, 3, 5].map(at => parseInt(colour.slice(at, at + 2), 16));
-    return `rgba(${red},${green},${blue},${token[2]})`;
-  }
-
-  function draw() {
-    const styles = getComputedStyle(root);
-    for (const [id, figure] of Object.entries(figures)) {
-      const element = document.getElementById(id);
-      const { data, layout } = resolved(figure, styles, "");
-      layout.width = element.clientWidth;
-      layout.font.family = getComputedStyle(document.body).fontFamily;
-      if (layout.width < 520) {
-        layout.font.size = 11;
-        if (layout.xaxis.nticks) layout.xaxis.nticks = 4;
-        if (layout.showlegend) layout.height += 20 * data.filter(trace => trace.showlegend !== false).length;
-      }
-      element.style.minHeight = `${layout.height}px`;
-      try {
-        Plotly.react(element, data, layout, { displayModeBar: false });
-      } catch (error) {
-        element.textContent = "This chart could not be drawn; its numbers are in the tables.";
-        console.error(error);
-      }
-    }
-  }
-
   function theme(choice) {
     if (choice) root.dataset.theme = choice;
-    draw();
+    charts.refresh();
   }
 
   const evidence = document.getElementById("evidence");
-  function show(body) {
-    const summary = body.closest("details").querySelector("summary");
-    document.getElementById("evidence-title").replaceChildren(...summary.cloneNode(true).childNodes);
-    document.getElementById("evidence-body").replaceChildren(...body.cloneNode(true).childNodes);
+  function show(title, body) {
+    document.getElementById("evidence-title").replaceChildren(...title);
+    document.getElementById("evidence-body").replaceChildren(...body);
     evidence.showModal();
     evidence.scrollTop = 0;
+  }
+
+  function paragraph(text, name) {
+    const element = document.createElement("p");
+    element.className = name;
+    element.textContent = text;
+    return element;
+  }
+
+  function showCell(cell) {
+    const target = document.getElementById(cell.getAttribute("href").slice(1));
+    const folded = cell.dataset.told !== undefined;
+    if (folded) {
+      const promise = target.querySelector("dd").textContent;
+      const body = [paragraph(promise, "promise"), paragraph(cell.dataset.told, "note")];
+      if (cell.dataset.message) body.push(paragraph(cell.dataset.message, ""));
+      show([cell.getAttribute("aria-label")], body);
+    } else {
+      const summary = target.closest("details").querySelector("summary");
+      show(summary.cloneNode(true).childNodes, target.cloneNode(true).childNodes);
+    }
   }
 
   function unfold(target) {
@@ -74,16 +58,29 @@
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   }
 
+  function filter(ledger) {
+    const wanted = [...ledger.querySelectorAll("select.filter")].map(each => [each.dataset.filter, each.value]);
+    const entries = [...ledger.querySelectorAll(".claim")];
+    for (const entry of entries) entry.hidden = wanted.some(([key, value]) => value && entry.dataset[key] !== value);
+    const shown = entries.filter(entry => !entry.hidden).length;
+    ledger.querySelector(".filtered").textContent = `${shown} of ${entries.length}`;
+  }
+
   document.addEventListener("click", event => {
     const cell = event.target.closest("a.cell");
     if (cell && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      show(document.getElementById(cell.getAttribute("href").slice(1)));
+      showCell(cell);
     } else if (event.target.matches("button.copy")) {
       copy(event.target);
+    } else if (event.target.matches("button.export")) {
+      charts.exported(event.target.dataset.chart, event.target.dataset.format);
     } else if (event.target === evidence || event.target.id === "evidence-close") {
       evidence.close();
     }
+  });
+  document.addEventListener("change", event => {
+    if (event.target.matches("select.filter")) filter(event.target.closest(".ledger"));
   });
   document.getElementById("theme").addEventListener("click", () => {
     const now = root.dataset.theme || (dark.matches ? "dark" : "light");
@@ -92,18 +89,20 @@
     theme(next);
   });
   dark.addEventListener("change", () => theme());
-  addEventListener("hashchange", () => {
-    const target = /^#result-\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
+  function follow() {
+    const target = /^#(result|claim)-[\w-]+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
     if (target) unfold(target);
-  });
+  }
+  addEventListener("hashchange", follow);
 
-  theme(stored.get());
+  const choice = stored.get();
+  if (choice) root.dataset.theme = choice;
   const main = document.getElementById("main");
   let width = main.clientWidth;
   new ResizeObserver(() => {
     if (main.clientWidth === width) return;
     width = main.clientWidth;
-    requestAnimationFrame(draw);
+    requestAnimationFrame(() => charts.refresh(true));
   }).observe(main);
-  if (location.hash) dispatchEvent(new Event("hashchange"));
+  follow();
 })();

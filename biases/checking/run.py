@@ -1,4 +1,4 @@
-"""``biases check``: the battery on names of the zoo and on anybody's factories, with progress and a table."""
+"""The battery on names of the zoo and on anybody's factories, with progress."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from biases import zoo
 from biases._checks import fail, one_of, positive_int
 from biases.registry import VARIANTS
-from biases.testing import PROPERTIES, WIDTHS, Result, Traits, check_attention, kinds, summary
-from biases.testing.targets import load_factory, parse_traits
+from biases.testing import PROPERTIES, WIDTHS, Result, Traits, check_attention, kinds
+from biases.testing.location import Location, location_of, source_root
+from biases.testing.targets import is_factory, load_factory, parse_traits
 
 
 def check_all(
@@ -82,7 +83,7 @@ def _subjects(targets: Sequence[str], traits: list[str], kind: str | None) -> di
     """Target -> factory, traits, known failures, and how to build it in a script."""
     subjects: dict[str, Subject] = {}
     for target in targets:
-        if ":" in target and "[" not in target.partition(":")[0]:
+        if is_factory(target):
             subjects[target] = _own(target, traits, kind)
             continue
         for option, given in (("--trait", traits), ("--as", kind)):
@@ -133,42 +134,20 @@ def _peers() -> dict[str, Subject]:
     }
 
 
-def show(results: Sequence[Result]) -> None:
-    """Print a table of the subjects, then everything that went wrong, with its script."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def locate(targets: Sequence[str]) -> dict[str, Location]:
+    """Where the factories of ``targets`` are written, those of a source file; paths are relative to the repository.
 
-    console = Console(highlight=False, emoji=False)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("subject", overflow="fold")
-    for column in ("ran", "passed", "failed", "known", "xpassed", "error", "n/a"):
-        table.add_column(column, justify="right", no_wrap=True)
-    keys = ("ran", "passed", "failed", "xfailed", "xpassed", "error", "not_applicable")
-    for subject in dict.fromkeys(result.subject for result in results):
-        counts = summary([result for result in results if result.subject == subject])
-        table.add_row(Text(subject), *(str(counts[key]) for key in keys))
-    for result in results:
-        if result.status in ("failed", "xpassed", "error"):
-            title = Text(f"{result.subject}: {result.property} {result.status}")
-            console.rule(title, align="left", style="red")
-            console.print(result.message, markup=False, soft_wrap=True)
-            if result.reproduce:
-                console.print("\nTo see it alone:", style="bold")
-                console.print(result.reproduce, markup=False, style="dim", soft_wrap=True)
-    console.print(table)
-    for subject in dict.fromkeys(result.subject for result in results):
-        of_subject = [result for result in results if result.subject == subject]
-        if not summary(of_subject)["ran"]:
-            console.print(f"{subject}: nothing was checked", style="bold", markup=False)
-            for reason, names in _reasons(of_subject).items():
-                console.print(f"  {reason}: {', '.join(names)}", markup=False, soft_wrap=True)
-
-
-def _reasons(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Why properties do not apply, each reason with their names."""
-    reasons: dict[str, list[str]] = {}
-    for result in results:
-        if result.status == "not_applicable":
-            reasons.setdefault(result.message, []).append(result.property)
-    return reasons
+    Raises:
+        ValueError: unusable targets.
+    """
+    root = source_root()
+    places: dict[str, Location | None] = {}
+    for target in targets:
+        if is_factory(target):
+            places[target] = location_of(load_factory(target), root, target.partition(":")[0])
+        elif target == "peers":
+            places |= {name: location_of(make_layer, root) for name, (make_layer, *_) in _peers().items()}
+        else:
+            for name in zoo.names("layer") if target == "all" else [target]:
+                places[name] = location_of(zoo.get(name).make, root)
+    return {name: place for name, place in places.items() if place is not None}
