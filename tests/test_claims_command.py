@@ -102,6 +102,11 @@ def test_verdicts_can_be_asked_for_as_they_are_shown(capsys, verdict):
     assert (code, [row["id"] for row in json.loads(out)["claims"]]) == (cli.OK, ["ega-gate-range"])
 
 
+def test_what_fails_in_the_setting_measured_alone_can_be_asked_for(capsys):
+    code, out = command(capsys, "ega-gain-without-the-future", "ega-causal", "--verdict", ledger.LIMITED, "--json")
+    assert (code, [row["id"] for row in json.loads(out)["claims"]]) == (cli.OK, ["ega-gain-without-the-future"])
+
+
 def test_kinds_that_are_no_executed_statements_are_counted_apart(capsys):
     ids = ("ega-causal", "ega-wavelet-order", "ega-two-seeds", "ega-conv-lag-causal")
     assert summary(run_claims(ids)) == {

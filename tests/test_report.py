@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("jinja2", reason="the report extra is not installed")
 pytest.importorskip("plotly", reason="the report extra is not installed")
 
-from report_pages import PROPERTIES, SUBJECTS, Page, ablation, full_results, sample_results
+from report_pages import PROPERTIES, SUBJECTS, Page, ablation, claims, full_results, sample_results
 
 from biases.report import effects, render
 from biases.report import text as words
@@ -183,6 +183,15 @@ def test_claims_can_be_filtered_by_verdict_and_paper(full: Page) -> None:
     assert "1 questions of ours: holds 1." in text
     assert "[0.100, 0.300] nats, 5 seeds, small" in text
     assert "RuntimeError: no such layer" in text
+
+
+def test_claims_that_fail_in_the_setting_measured_alone_are_told_from_others() -> None:
+    ledger = claims()
+    ledger["claims"][0]["evidence"]["conditions"] = "size small"
+    page = Page(render({"claims": ledger}))
+    entries = [d for d in page.all("details") if "claim" in (d.get("class") or "").split()]
+    assert entries[0]["data-verdict"] == "fails on condition"
+    assert "executed: fails on condition 1, error 1." in page.text()
 
 
 def test_steps_of_the_history_are_marked(full: Page) -> None:

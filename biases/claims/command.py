@@ -7,7 +7,7 @@ import json
 
 from biases._exit_codes import FAILED, NOTHING, OK
 from biases.claims.analyses import reading
-from biases.claims.ledger import PAPERS, SHORT, VERDICTS, Row, claims_of, get, run_claims, summary
+from biases.claims.ledger import LIMITED, PAPERS, SHORT, VERDICTS, Row, claims_of, get, run_claims, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these in full (default: a table of all)")
     parser.add_argument(
         "--verdict",
-        choices=(*VERDICTS, *SHORT.values()),
+        choices=(*VERDICTS, *SHORT.values(), LIMITED),
         metavar="V",
-        help=f"only these: {', '.join(VERDICTS)} (or, short, {', '.join(SHORT.values())})",
+        help=f"only these: {', '.join(VERDICTS)} (or, short, {', '.join((*SHORT.values(), LIMITED))})",
     )
     parser.add_argument("--paper", choices=PAPERS, metavar="P", help="only those of this arXiv identifier")
     what = "analyses <study>-<size>.json, as `biases stats RUN --json` prints them (default: those of the package)"
@@ -37,9 +37,7 @@ def run(options: argparse.Namespace) -> int:
     with reading(options.results):
         rows = _progress(ids)
     # A test that could not be run has no verdict that could be asked for, and is not passed over.
-    shown = [
-        row for row in rows if options.verdict in (None, row.status, SHORT.get(row.status)) or row.evidence is None
-    ]
+    shown = [row for row in rows if options.verdict in (None, row.status, row.label) or row.evidence is None]
     if options.json:
         document = {"schema": 1, "claims": [row.as_dict() for row in shown], "summary": summary(shown)}
         print(json.dumps(document, indent=1, allow_nan=False))

@@ -27,6 +27,7 @@ __all__ = [
     "HOLDS",
     "INCONCLUSIVE",
     "KINDS",
+    "LIMITED",
     "NOT_REPRODUCIBLE",
     "PAPERS",
     "SHORT",
@@ -53,6 +54,8 @@ APART = {
 KINDS = (*STATEMENTS, *APART)
 SHORT = {CONDITIONAL: "holds if ...", NOT_REPRODUCIBLE: "not reproducible"}
 """Of the longer verdicts."""
+LIMITED = "fails if ..."
+"""Of ``"fails"`` where it is limited to conditions."""
 PAPERS = {
     "2605.21842": "Energy-Gated Attention (EGA)",
     "2605.26355": "EGA and wavelet positional encoding",
@@ -187,7 +190,7 @@ class Row:
     def label(self) -> str:
         """The status in short words, which tell also whether ``"fails"`` is limited to conditions."""
         if self.evidence is not None and self.status == FAILS and self.evidence.conditions:
-            return "fails if ..."
+            return LIMITED
         return SHORT.get(self.status, self.status)
 
     def as_dict(self) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class GatedSwinSigmoid(GatedSwin):
 
     Args:
         dim, heads, window, shifted, window_rule, attention, order, theta_shift: as for
-            :class:`~biases.layers.GatedSwinRetention`. Where ``theta_shift`` is concerned, SWAT rotates and the abstract
-            names no rotation.
+            :class:`~biases.layers.GatedSwinRetention`. Where ``theta_shift`` is concerned, SWAT rotates and the
+            abstract names no rotation.
         decay, initial, span, enhancement, enhancement_domain, backend: likewise. For the decay, paper (S2,
             multiplicative, after the sigmoid).
         alibi: have the bias. Paper (S2): yes; ``False`` for ablations.

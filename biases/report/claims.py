@@ -35,12 +35,14 @@ class Verdict:
         return {CONDITIONAL: "holds on condition"}.get(self.name, SHORT.get(self.name, self.name))
 
 
+LIMITED = "fails on condition"
 VERDICTS = {
     verdict.name: verdict
     for verdict in (
         Verdict(HOLDS, "passed", "✓", ""),
         Verdict(CONDITIONAL, "xpassed", "△", "/"),
         Verdict(FAILS, "failed", "✕", "x"),
+        Verdict(LIMITED, "failed", "▽", "\\"),
         Verdict(INCONCLUSIVE, "xfailed", "◇", "."),
         Verdict(NOT_REPRODUCIBLE, "not_applicable", "·", "-"),
         Verdict("error", "error", "!", "|"),
@@ -48,8 +50,11 @@ VERDICTS = {
 }
 
 
+STATUSES = tuple(name for name in VERDICTS if name != LIMITED)
+
+
 def _row(index: str, raw: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    one_of("status of a claim", raw.get("status"), VERDICTS)
+    one_of("status of a claim", raw.get("status"), STATUSES)
     evidence = text.section(raw, "evidence")
     paper = text.words(raw.get("paper"))
     low, high = text.interval("interval of a claim", evidence.get("interval"))
@@ -72,7 +77,7 @@ def _row(index: str, raw: Mapping[str, Any], limit: int) -> dict[str, Any]:
         "title": text.words(raw.get("title") or PAPERS.get(paper)),
         "link": text.arxiv(paper),
         "statement": text.words(raw.get("statement")),
-        "verdict": VERDICTS[raw["status"]],
+        "verdict": VERDICTS[LIMITED if raw["status"] == FAILS and evidence.get("conditions") else raw["status"]],
         "apart": APART.get(str(raw.get("kind")), ""),
         "found": cut(found, limit),
         "facts": [(name, cut(value, limit)) for name, value in facts if value != text.DASH],
