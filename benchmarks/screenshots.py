@@ -63,8 +63,8 @@ class Shot:
 
 
 SHOTS = (
-    Shot("report.png", "", 1280, 1500, "light"),
-    Shot("report-phone.png", "ablations", 390, 844, "dark", 2),
+    Shot("report.png", "ablations", 1280, 1100, "light"),
+    Shot("report-phone.png", "gallery", 390, 844, "dark", 2),
 )
 
 

@@ -83,7 +83,7 @@ def apart(folder: Path) -> Iterator[None]:
     registries = [(each, dict(each)) for each in (VARIANTS, PROPERTIES, MUTANTS, SOUND, CLAIMS)]
     path, modules, bytecode = list(sys.path), set(sys.modules), sys.dont_write_bytecode
     environment = dict(os.environ)
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+    for name in ("FORCE_COLOR", "PYTEST_ADDOPTS", "TTY_COMPATIBLE"):
         os.environ.pop(name, None)
     os.environ["COLUMNS"] = "100"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))

@@ -198,7 +198,7 @@ def test_conformance(check):
 LEAKS = dict.fromkeys(("future-independence", "future-gradient", "prefix-consistency"), "no mask yet")
 
 
-def run_pytest(folder: Path, known: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_pytest(folder: Path, known: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_mine.py").write_text(PYTEST.replace("KNOWN", repr(known)))
     command = [
         sys.executable,
@@ -214,7 +214,7 @@ def run_pytest(folder: Path, known: dict[str, str]) -> subprocess.CompletedProce
         str(folder),
     ]
     return subprocess.run(
-        [*command, "test_mine.py"], cwd=folder, capture_output=True, text=True, timeout=200, check=False
+        [*command, *more, "test_mine.py"], cwd=folder, capture_output=True, text=True, timeout=200, check=False
     )
 
 
@@ -234,7 +234,7 @@ def test_somebodys_own_pytest_file(folder: Path) -> None:
 
 
 def test_somebodys_failures_are_told(folder: Path) -> None:
-    done = run_pytest(folder, {"future-independence": "no mask yet", "finite-output": "overflows"})
+    done = run_pytest(folder, {"future-independence": "no mask yet", "finite-output": "overflows"}, "-k", "ahead")
     assert done.returncode == 1
     assert "FAILED test_mine.py::test_conformance[ahead-prefix-consistency]" in done.stdout
     assert "FAILED test_mine.py::test_conformance[ahead-finite-output]" in done.stdout

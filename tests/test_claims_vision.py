@@ -86,19 +86,15 @@ def test_the_verdict_is_the_known_one(id):
     row = run(id)
     assert row.message == ""
     assert row.status == VERDICTS[id]
+    if row.status in (FAILS, CONDITIONAL):
+        assert row.evidence.counterexample or row.evidence.values
+        assert row.evidence.source
+        assert any(character.isdigit() for character in row.evidence.text)
 
 
 def test_every_entry_of_these_papers_is_pinned():
     rooms = {f"biases.claims.{name}" for name in MODULES}
     assert {id for id, entry in CLAIMS.items() if entry.run.__module__ in rooms} == set(VERDICTS)
-
-
-@pytest.mark.parametrize("id", [id for id, verdict in VERDICTS.items() if verdict in (FAILS, CONDITIONAL)])
-def test_what_does_not_hold_as_stated_shows_numbers(id):
-    evidence = run(id).evidence
-    assert evidence.counterexample or evidence.values
-    assert evidence.source
-    assert any(character.isdigit() for character in evidence.text)
 
 
 def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:

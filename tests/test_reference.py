@@ -76,6 +76,7 @@ def test_a_role_that_names_nothing_is_not_resolved(monkeypatch: pytest.MonkeyPat
         assert conf._named(nothing, ["biases.traits"]) is None
 
 
+@pytest.mark.slow
 def test_it_builds_without_warnings(tmp_path: Path) -> None:
     """With every public name at an address."""
     for package in ("sphinx", "myst_parser", "furo", "sphinxarg"):

@@ -18,7 +18,10 @@ from biases.report import write
 
 BROWSER = find_browser()
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser found, tried {', '.join(BROWSERS)}")
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser found, tried {', '.join(BROWSERS)}"),
+    pytest.mark.slow,
+]
 
 
 PROBE = """

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("jinja2", reason="the report extra is not installed")
 pytest.importorskip("plotly", reason="the report extra is not installed")
 
+from analysed_results import EFFECTS, SPEC, luck, outcome, text_result
 from report_pages import Page, claims, sample_results
-from test_analysis import EFFECTS, SPEC, luck, outcome, text_result
 
 from biases import cli
 from biases.ablation.results import write_result

@@ -242,6 +242,7 @@ def benchmark(out, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_benchmark_times_every_way(tmp_path):
     out = tmp_path / "together.json"
     done = benchmark(out, "--only", "tiny")
