@@ -107,6 +107,11 @@ def test_what_fails_in_the_setting_measured_alone_can_be_asked_for(capsys):
     assert (code, [row["id"] for row in json.loads(out)["claims"]]) == (cli.OK, ["ega-gain-without-the-future"])
 
 
+def test_one_entry_tells_that_it_fails_on_conditions(capsys):
+    assert "\nfails, on the conditions below\n" in command(capsys, "ega-gain-without-the-future")[1]
+    assert "\nfails\n" in command(capsys, "ega-causal")[1]
+
+
 def test_kinds_that_are_no_executed_statements_are_counted_apart(capsys):
     ids = ("ega-causal", "ega-wavelet-order", "ega-two-seeds", "ega-conv-lag-causal")
     assert summary(run_claims(ids)) == {

@@ -16,6 +16,7 @@ from biases.claims.ledger import (
     FAILS,
     HOLDS,
     INCONCLUSIVE,
+    LIMITED,
     PAPERS,
     Row,
     summary,
@@ -56,7 +57,8 @@ def show_one(row: Row) -> None:
     console.rule(Text(entry.id), align="left")
     console.print(Text(entry.statement))
     console.print(Text(f"{PAPERS[entry.paper]}, arXiv {entry.paper}, {entry.location}; {entry.kind}", style="dim"))
-    console.print(Text(row.status, style=STYLES.get(row.status, "")))
+    verdict = f"{row.status}, on the conditions below" if row.label == LIMITED else row.status
+    console.print(Text(verdict, style=STYLES.get(row.status, "")))
     lines = Table(box=None, show_header=False, pad_edge=False)
     lines.add_column(no_wrap=True)
     lines.add_column(ratio=1)
