@@ -113,7 +113,7 @@ def measure(root: Path, commit: str, results: Path, options: Sequence[str] = ())
         summary = _json(summaries[0])
         if not summary["measured"]:
             return NOTHING
-        summary["suite"] = facts()["git_revision"]
+        summary["suite"] = _suite(root)
         _keep(saved, results)
         path = results.with_name(f"{results.name}-runs") / summaries[0].name
         write_atomically(path, (json.dumps(summary, indent=2) + "\n").encode())
@@ -130,6 +130,16 @@ def _check_out(root: Path, commit: str, tree: Path) -> None:
     shutil.rmtree(tree / "benchmarks", ignore_errors=True)
     shutil.copytree(root / "benchmarks", tree / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__"))
     shutil.copy(root / "asv.conf.json", tree)
+
+
+def _suite(root: Path) -> str:
+    """The revision that the suites of ``root`` are of; results that were added since do not change them."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "benchmarks", "asv.conf.json", ":(exclude)benchmarks/results")
+    return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
 
 
 def _keep(saved: Path, results: Path) -> None:

@@ -94,13 +94,25 @@ def test_commits_that_changed_the_package_are_measured_with_the_present_suites(c
     }
     assert all(saved["options"] == ["--full"] for saved in checkout.kept().values())
     counts = checkout.results.with_name("asv-runs") / f"here-{commits[2][:8]}.json"
-    assert "suite" in json.loads(counts.read_text())
+    # The checkout's suites are not those that were committed.
+    assert json.loads(counts.read_text())["suite"] == f"{git(checkout.root, 'rev-parse', 'HEAD')}-dirty"
     listed = json.loads((checkout.results / "benchmarks.json").read_text())
     assert listed == {"track": {"params": [["'three'", "'two'"]], "version": "1"}, "version": 2}
     # The checkout itself is as it was.
     assert git(checkout.root, "rev-parse", "HEAD^") == commits[2]
     assert git(checkout.root, "worktree", "list").count("\n") == 0
     capsys.readouterr()
+
+
+def test_results_that_were_added_do_not_change_the_suites(checkout):
+    commits = [checkout.commit(value) for value in ("one", "two")]
+    checkout.write_suite("present")
+    head = checkout.commit("three")
+    (checkout.root / "benchmarks" / "results" / "other.json").write_text("{}")
+    assert checkout.run("2", "--branch", "main~1") == 0
+    for commit in commits:
+        counts = checkout.results.with_name("asv-runs") / f"here-{commit[:8]}.json"
+        assert json.loads(counts.read_text())["suite"] == head
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(checkout, capsys):

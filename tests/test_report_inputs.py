@@ -159,6 +159,20 @@ def test_the_history_of_asv_has_its_steps(asv_results: Path) -> None:
     assert step["ratio"] == pytest.approx(2.0, rel=0.01)
 
 
+def test_a_value_weighs_as_much_as_it_is_certain(asv_results: Path) -> None:
+    for path in asv_results.glob("box/*-checkout.json"):
+        run = json.loads(path.read_text())
+        # What lies before the step was hardly measured.
+        wide = 2.0 if run["date"] % 10 < 3 else 1e-3
+        run["result_columns"] += ["stats_ci_99_a", "stats_ci_99_b"]
+        for columns in run["results"].values():
+            value = columns[0][0]
+            columns += [[value - wide, None], [value + wide, None]]
+        dump(path, run)
+    (part,) = gather([asv_results]).sections["history"]
+    assert part["series"][0]["steps"] == []
+
+
 def test_the_committed_results_are_read() -> None:
     results = Path(__file__).parent.parent / "benchmarks" / "results"
     found = gather([results])

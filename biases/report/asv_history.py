@@ -41,6 +41,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _machine(folder: Path, benchmarks: Mapping[str, Any]) -> dict[str, Any]:
+    from asv._stats import get_weight
     from asv.results import Results
     from asv.util import UserError
 
@@ -56,7 +57,7 @@ def _machine(folder: Path, benchmarks: Mapping[str, Any]) -> dict[str, Any]:
     environments = sorted({environment for _, _, environment, _ in runs})
     commits = list(dict.fromkeys((date, commit) for date, commit, *_ in sorted(runs, key=lambda run: run[:2])))
     order = {commit: index for index, (_, commit) in enumerate(commits)}
-    series: dict[tuple[str, str], list[float | None]] = {}
+    series: dict[tuple[str, str], tuple[list[float | None], list[float | None]]] = {}
     for _, commit, environment, run in runs:
         for name in run.get_all_result_keys():
             told = benchmarks.get(name)
@@ -65,12 +66,14 @@ def _machine(folder: Path, benchmarks: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(told, Mapping) or version not in (None, told.get("version")):
                 continue
             params = run.get_result_params(name)
-            for values, value in zip(itertools.product(*params), run.get_result_value(name, params), strict=True):
+            found = zip(run.get_result_value(name, params), run.get_result_stats(name, params), strict=True)
+            for words, (value, stats) in zip(itertools.product(*params), found, strict=True):
                 if value is None or value != value:
                     continue
-                words = [each.strip("'") for each in values] + ([environment] if len(environments) > 1 else [])
-                of_series = series.setdefault((name, ", ".join(words)), [None] * len(commits))
-                of_series[order[commit]] = float(value)
+                named = [word.strip("'") for word in words] + ([environment] if len(environments) > 1 else [])
+                blank: list[float | None] = [None] * len(commits)
+                values, weights = series.setdefault((name, ", ".join(named)), (blank, blank.copy()))
+                values[order[commit]], weights[order[commit]] = float(value), get_weight(stats)
     return {
         "machine": folder.name,
         "commits": [{"hash": commit[:HASH], "date": date} for date, commit in commits],
@@ -80,16 +83,21 @@ def _machine(folder: Path, benchmarks: Mapping[str, Any]) -> dict[str, Any]:
                 "params": params,
                 "unit": str(benchmarks[name].get("unit", "")),
                 "values": values,
-                "steps": steps(values),
+                "steps": steps(values, weights),
             }
-            for (name, params), values in sorted(series.items())
+            for (name, params), (values, weights) in sorted(series.items())
         ],
     }
 
 
-def steps(values: Sequence[float | None]) -> list[dict[str, Any]]:
-    """Where a new level begins: ``at``, the index, and ``ratio`` of the level to the one before."""
+def steps(values: Sequence[float | None], weights: Sequence[float | None] | None = None) -> list[dict[str, Any]]:
+    """Where a new level begins: ``at``, the index, and ``ratio`` of the level to the one before.
+
+    Args:
+        values: ``None`` where there is none.
+        weights: of the values, ``None`` for a usual one; asv's site takes the inverse of a value's own uncertainty.
+    """
     from asv.step_detect import detect_steps
 
-    found = detect_steps(list(values))
+    found = detect_steps(list(values), None if weights is None else list(weights))
     return [{"at": right[0], "ratio": right[2] / left[2]} for left, right in itertools.pairwise(found) if left[2]]
