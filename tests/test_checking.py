@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree as XML
 
 import pytest
+import torch
 
 from biases.cli import main
 from biases.testing import PROPERTIES, Result, Traits
@@ -37,6 +38,17 @@ def looking_back(dim, heads):
 
 def looking_ahead(dim, heads):
     return Attention(dim, heads, False)
+
+
+class Interrupted(Attention):
+    def forward(self, x):
+        if x.requires_grad:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def interrupted(dim, heads):
+    return Interrupted(dim, heads, True)
 
 
 number = 3
@@ -71,6 +83,32 @@ def test_a_broken_promise_fails_with_a_script_that_runs(folder: Path, capsys: py
     )
     assert done.returncode == 1
     assert broken["message"].splitlines()[1] in done.stderr
+
+
+def test_what_was_found_until_an_interruption_is_shown_and_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--property", "finite-output", "--property", "finite-gradient", "--max-examples", "4"]
+    files = ["--junit", "junit.xml", "--sarif", "log.sarif"]
+    assert main(["check", "mine:interrupted", "--json", *chosen, *files]) == 130
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [(each["property"], each["status"]) for each in found] == [
+        ("finite-output", "passed"),
+        ("interrupted", "error"),
+    ]
+    assert found[1]["message"] == "interrupted: what is not listed was not checked"
+    assert [suite.get("errors") for suite in XML.parse(folder / "junit.xml").getroot()] == ["1"]
+    (invocation,) = json.loads((folder / "log.sarif").read_text())["runs"][0]["invocations"]
+    assert not invocation["executionSuccessful"]
+
+
+def test_json_says_with_what_and_on_what(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "mine:looking_back", "--seed", "7", "--dtype", "float32", "--json", *FAST]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    told = {name: printed["configuration"][name] for name in ("targets", "seed", "dtype", "max_examples", "trait")}
+    assert told == {"targets": ["mine:looking_back"], "seed": 7, "dtype": "float32", "max_examples": 4, "trait": []}
+    assert printed["machine"]["torch"] == str(torch.__version__)
+    assert set(printed["versions"]) == {"attention-biases", "hypothesis"}
 
 
 def test_names_of_the_zoo_bring_their_known_failures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,19 +238,7 @@ LEAKS = dict.fromkeys(("future-independence", "future-gradient", "prefix-consist
 
 def run_pytest(folder: Path, known: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_mine.py").write_text(PYTEST.replace("KNOWN", repr(known)))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-rA",
-        "-n",
-        "2",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pytest", "-v", "-rA", "-p", "no:cacheprovider", "--rootdir", str(folder)]
     return subprocess.run(
         [*command, *more, "test_mine.py"], cwd=folder, capture_output=True, text=True, timeout=200, check=False
     )
@@ -220,7 +246,7 @@ def run_pytest(folder: Path, known: dict[str, str], *more: str) -> subprocess.Co
 
 def test_somebodys_own_pytest_file(folder: Path) -> None:
     """In an empty folder, under xdist: ids, expected failures, skips with their reason."""
-    done = run_pytest(folder, LEAKS)
+    done = run_pytest(folder, LEAKS, "-n", "2")
     assert done.returncode == 0, done.stdout
     for name in [name for name, each in PROPERTIES.items() if "layer" in each.kinds]:
         for subject in ("back", "ahead", "plain"):
@@ -234,7 +260,8 @@ def test_somebodys_own_pytest_file(folder: Path) -> None:
 
 
 def test_somebodys_failures_are_told(folder: Path) -> None:
-    done = run_pytest(folder, {"future-independence": "no mask yet", "finite-output": "overflows"}, "-k", "ahead")
+    known = {"future-independence": "no mask yet", "finite-output": "overflows"}
+    done = run_pytest(folder, known, "-n", "1", "-k", "ahead")
     assert done.returncode == 1
     assert "FAILED test_mine.py::test_conformance[ahead-prefix-consistency]" in done.stdout
     assert "FAILED test_mine.py::test_conformance[ahead-finite-output]" in done.stdout

@@ -257,6 +257,18 @@ def test_interrupted_it_reports_what_was_found(
     assert invocation["toolExecutionNotifications"][0]["message"]["text"] == "interrupted"
 
 
+def test_interrupted_in_a_check_it_compares_nothing(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inside = "    def layer(x):\n"
+    (repo / "layers_of_ci.py").write_text(
+        LAYERS.replace(inside, f"{inside}        if x.requires_grad:\n            raise KeyboardInterrupt\n")
+    )
+    assert main(["ci", "--check", f"{LINE} --property finite-gradient", "--base", "HEAD", COMPARE, "--json"]) == 130
+    found = json.loads(capsys.readouterr().out)
+    assert found["compare"] is None
+    assert {each["status"] for each in found["check"]["results"]} == {"passed", "error"}
+    assert "interrupted: what is not listed was not checked" in report("summary.md")
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -277,7 +289,8 @@ def test_what_was_checked_is_told_whatever_becomes_of_the_comparison(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    monkeypatch.setattr("biases.ci.command.checked", lambda options: [Result("alibi", "p", "", "failed", message="m")])
+    failed = [Result("alibi", "p", "", "failed", message="m")]
+    monkeypatch.setattr("biases.ci.command.checked", lambda options: (failed, False))
     monkeypatch.setattr("biases.ci.command.compared", broken)
     with nullcontext() if told else pytest.raises(RuntimeError, match="of this package"):
         assert main(["ci", "--check", "alibi", "--base", "HEAD"]) == 1
@@ -292,7 +305,7 @@ def test_without_a_base_it_says_that_nothing_is_compared(
     """As where an expression of a workflow comes out empty; zeros are what was before the first push of a branch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    monkeypatch.setattr("biases.ci.command.checked", lambda options: [Result("alibi", "p", "", "passed")])
+    monkeypatch.setattr("biases.ci.command.checked", lambda options: ([Result("alibi", "p", "", "passed")], False))
     assert main(["ci", "--check", "alibi", "--base="]) == 0
     assert "Nothing was compared" in capsys.readouterr().out
     assert "Nothing was compared" in report("summary.md")

@@ -360,7 +360,7 @@ def test_a_report_that_can_no_longer_be_written_takes_nothing_else_with_it(
     def full(*arguments: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("biases.checking.command.checked", lambda options: RESULTS)
+    monkeypatch.setattr("biases.checking.command.checked", lambda options: (RESULTS, False))
     monkeypatch.setattr("biases.testing.sarif.write_sarif", full)
     monkeypatch.setattr("biases.testing.junit.write_junit", full)
     files = ["--junit", str(tmp_path / "a"), "--markdown", str(tmp_path / "b"), "--sarif", str(tmp_path / "c")]

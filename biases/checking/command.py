@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import biases
+from biases._exit_codes import INTERRUPTED
 from biases._files import writable_file
+from biases._signals import terminated_as_interrupted
 from biases.testing.annotations import FORMS
 from biases.testing.result import Result
+
+_PROMISE = "The check comes to its end."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +75,9 @@ def print_annotations(lines: Iterable[str], as_json: bool) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
-def checked(options: argparse.Namespace) -> list[Result]:
-    """The results of what :func:`add_arguments` was given.
+def checked(options: argparse.Namespace) -> tuple[list[Result], bool]:
+    """The results of what :func:`add_arguments` was given, and whether it was interrupted, in which case the last
+    result is an error that says so.
 
     Raises:
         ValueError: unusable targets, traits or known failures, before anything is checked.
@@ -79,25 +85,52 @@ def checked(options: argparse.Namespace) -> list[Result]:
     from biases.checking.run import check_all
     from biases.testing.targets import parse_options, parse_widths, read_known_failures
 
-    return check_all(
-        options.targets,
-        traits=options.trait,
-        known_failures=read_known_failures(options.known_failures) if options.known_failures else None,
-        properties=options.property,
-        max_examples=options.max_examples,
-        seed=options.seed,
-        kind=options.kind,
-        device=options.device,
-        dtype=options.dtype,
-        slow=options.slow,
-        deadline=options.deadline,
-        widths=parse_widths(options.widths) if options.widths else None,
-        options=parse_options(options.option),
-    )
+    results: list[Result] = []
+    try:
+        with terminated_as_interrupted():
+            check_all(
+                options.targets,
+                traits=options.trait,
+                known_failures=read_known_failures(options.known_failures) if options.known_failures else None,
+                properties=options.property,
+                max_examples=options.max_examples,
+                seed=options.seed,
+                kind=options.kind,
+                device=options.device,
+                dtype=options.dtype,
+                slow=options.slow,
+                deadline=options.deadline,
+                widths=parse_widths(options.widths) if options.widths else None,
+                options=parse_options(options.option),
+                found=results.append,
+            )
+    except KeyboardInterrupt:
+        where = results[-1].subject if results else options.targets[0]
+        why = "interrupted: what is not listed was not checked"
+        return [*results, Result(where, "interrupted", _PROMISE, "error", message=why)], True
+    return results, False
+
+
+def document(options: argparse.Namespace, results: Sequence[Result]) -> dict[str, Any]:
+    """What ``--json`` prints: the results, and with what, on what and when they were found."""
+    from importlib.metadata import version
+
+    from biases.bench import facts
+    from biases.testing.result import as_document
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    names = vars(parser.parse_args(["TARGET"]))
+    return {
+        **as_document(results),
+        "configuration": {name: getattr(options, name) for name in names},
+        "versions": {"attention-biases": biases.__version__, "hypothesis": version("hypothesis")},
+        "machine": facts(),
+    }
 
 
 def run(options: argparse.Namespace) -> int:
-    """``biases check TARGET...``: returns the exit code.
+    """``biases check TARGET...``: returns the exit code. What was found until an interruption is shown and written.
 
     Raises:
         ValueError: what :func:`checked` refuses, or a file that cannot be written, before anything is checked.
@@ -108,13 +141,14 @@ def run(options: argparse.Namespace) -> int:
     from biases.testing.annotations import github
     from biases.testing.junit import write_junit
     from biases.testing.markdown import write_markdown
-    from biases.testing.result import as_document, exit_code
+    from biases.testing.result import exit_code
     from biases.testing.sarif import write_sarif
 
     for name in ("junit", "markdown", "sarif"):
         if getattr(options, name):
             writable_file(f"--{name}", getattr(options, name))
-    results = checked(options)
+    results, interrupted = checked(options)
+    unfinished = ["interrupted"] if interrupted else []
     locations = locate(options.targets) if options.sarif or options.annotations else {}
     # Neither what is shown nor a report is lost with another.
     with ExitStack() as reports:
@@ -123,11 +157,12 @@ def run(options: argparse.Namespace) -> int:
         if options.markdown:
             reports.callback(write_markdown, results, options.markdown)
         if options.sarif:
-            reports.callback(write_sarif, results, options.sarif, locations, version=biases.__version__)
+            version = biases.__version__
+            reports.callback(write_sarif, results, options.sarif, locations, version=version, unfinished=unfinished)
         if options.json:
-            print(json.dumps(as_document(results), indent=1))
+            print(json.dumps(document(options, results), indent=1))
         else:
             show(results)
         if options.annotations:
             print_annotations(github(results, locations), options.json)
-    return exit_code(results)
+    return INTERRUPTED if interrupted else exit_code(results)

@@ -22,6 +22,7 @@ def check_all(
     max_examples: int = 25,
     seed: int = 0,
     kind: str | None = None,
+    found: Callable[[Result], object] | None = None,
     **further: Any,
 ) -> list[Result]:
     """Check every target; progress goes to standard error.
@@ -33,6 +34,7 @@ def check_all(
         known_failures: target -> property -> reason; names of the zoo bring their own.
         kind: what a ``module:factory`` is: a factory of that kind, or the plain function that
             :mod:`biases.testing.kinds` makes one of.
+        found: called with each result as soon as it is there.
         properties, max_examples, seed, further: see :func:`biases.testing.check_attention`.
 
     Raises:
@@ -56,7 +58,9 @@ def check_all(
         for name, (make_layer, declared, own, how) in subjects.items():
             task = bars.add_task(name, total=None)
 
-            def advance(done: int, total: int, _: Result, task: Any = task) -> None:
+            def advance(done: int, total: int, result: Result, task: Any = task) -> None:
+                if found is not None:
+                    found(result)
                 bars.update(task, completed=done, total=total)
 
             expected = {key: why for key, why in own.items() if properties is None or key in properties}

@@ -80,13 +80,13 @@ def _check(plan: Plan, outcome: Outcome, extra: str) -> None:
 
     for line, options in plan.checks.items():
         try:
-            results = checked(options)
             places = locate(options.targets)
+            results, interrupted = checked(options)
         except NOT_RUN as error:
             outcome.codes.append(USAGE)
             outcome.results.append(Result(line, "can-be-checked", _PROMISE, "error", message=_why(error, extra)))
             continue
-        outcome.codes.append(exit_code(results))
+        outcome.codes.append(INTERRUPTED if interrupted else exit_code(results))
         before = {result.subject for result in outcome.results}
         for result in results:
             # One subject may be checked twice, as in two dtypes.
@@ -94,6 +94,8 @@ def _check(plan: Plan, outcome: Outcome, extra: str) -> None:
             outcome.results.append(replace(result, subject=name))
             if result.subject in places:
                 outcome.locations[name] = places[result.subject]
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 def _compare(plan: Plan, outcome: Outcome, folder: Path, extra: str) -> None:

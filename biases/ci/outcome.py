@@ -11,6 +11,7 @@ import biases
 from biases._exit_codes import FAILED, INTERRUPTED, NOTHING, OK, USAGE
 from biases._files import write_atomically
 from biases._markup import cell
+from biases.bench import facts
 from biases.bench.compare import Comparison
 from biases.bench.compare.render import markdown as markdown_of_comparison
 from biases.bench.compare.render import why_no_rows
@@ -70,6 +71,8 @@ class Outcome:
             "check": as_document(self.results),
             "compare": None if self.comparison is None else self.comparison.as_dict(),
             "refused": self.refused,
+            "versions": {"attention-biases": biases.__version__},
+            "machine": facts(),
         }
 
     def summary(self) -> str:
