@@ -33,6 +33,7 @@ smartquotes = False
 nitpicky = True
 # Imported for types only, or raised by what is not in the reference and named without its module.
 nitpick_ignore = [
+    ("py:class", "Console"),
     ("py:class", "SearchStrategy"),
     ("py:class", "Table"),
     ("py:exc", "BuildError"),

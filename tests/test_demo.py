@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 
+from biases import attend
 from biases.demo import benchmark, run_demo, study
 from biases.demo.run import Demo
 from biases.demo.summary import show
@@ -52,6 +55,35 @@ def test_every_part_is_there_and_well(demo: Demo) -> None:
     assert len(demo.results["ablation"]["arms"]) == 4
     assert demo.results["ablation"]["interaction"]["n"] == 2
     assert json.loads((demo.page.parent / "results.json").read_text())["bench"] == demo.results["bench"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+def test_a_wrong_fast_path_gets_no_time(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong in the output of one query, or in the gradient by the gate."""
+
+    def planted(q: Tensor, k: Tensor, v: Tensor, *, backend: str, **options: Any) -> Tensor:
+        out = attend(q, k, v, backend=backend, **options)
+        if backend != "auto":
+            return out
+        if direction == "forward":
+            return torch.cat([out[:, :, :31], out[:, :, 31:32] * 1.001, out[:, :, 32:]], 2)
+        if "key_gate" in options:
+            options["key_gate"].log.register_hook(lambda grad: grad * 1.001)
+        return out
+
+    monkeypatch.setitem(benchmark.SHAPE, "length", 64)
+    monkeypatch.setattr(benchmark, "DIRECTIONS", (direction,))
+    monkeypatch.setattr(benchmark, "attend", planted)
+    (section,) = benchmark.benchmark(rounds=1, progress=lambda *news: None)
+    gated = {"ega", "gate, not renormalised"}
+    wrong = gated if direction != "forward" else gated | {"alibi", "alibi-symmetric", "retention"}
+    assert {row["name"]: row["status"] for row in section["rows"]} == {
+        label: "failed" if label in wrong else "ok"
+        for name in benchmark.cases(4, 64)
+        for label in (name, f"{name}, plain")
+    }
+    assert {row["name"] for row in section["rows"] if row["seconds_median"] is None} == wrong
+    assert set(section["floor"]) == {f"floor, {direction}", f"floor-causal, {direction}"}
 
 
 def test_the_leak_is_shown_with_its_counterexample(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:

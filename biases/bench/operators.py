@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from biases._calls import Call
+from biases._checks import fail
 from biases.attention import _problem, attend, formulation
 from biases.backends import Formulation, PairTerm, Problem
 from biases.backends.reference import dense_weights
@@ -192,8 +193,6 @@ def check(operator: Operator, call: Call, what: str, *, seed: int | None) -> Non
             specification in the dtype of the inputs; a gradient that passes through the logits is a difference of
             products dO . v, and counts as large as they are.
     """
-    from biases.testing.compare import assert_within
-
     rows = rows_checked(operator)
     if operator.grad is not None and rows is not None:
         kept = torch.zeros_like(operator.grad)
@@ -204,12 +203,55 @@ def check(operator: Operator, call: Call, what: str, *, seed: int | None) -> Non
     grad = None if operator.grad is None else operator.grad if rows is None else operator.grad[:, :, rows]
     low = _specified(Operator.of(call, seed=seed), rows, grad, operator.q.dtype)
     reference = _specified(Operator.of(call, seed=seed, dtype=torch.float64), rows, grad, torch.float64)
+    _compare(operator, actual, reference, low, what)
+
+
+def check_function(operator: Operator, reference: Callable[..., Tensor], low: Callable[..., Tensor], what: str) -> None:
+    """Compare output and gradients of all queries with a specification that is a function of q, k and v.
+
+    Args:
+        operator: what is compared.
+        reference: the specification, given q, k, v in float64.
+        low: an honest computation in the dtype of the inputs.
+        what: name of it, for the messages.
+
+    Raises:
+        AssertionError: as by :func:`check`.
+        ValueError: ``reference`` or ``low`` returns another dtype than it was given.
+    """
+
+    def specified(function: Callable[..., Tensor], dtype: torch.dtype, which: str) -> tuple[Tensor, ...]:
+        def in_dtype(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = function(q, k, v)
+            if out.dtype != dtype:
+                fail(f"{which} of {what!r}", f"{dtype}, as its inputs", out.dtype)
+            return out
+
+        grad = None if operator.grad is None else operator.grad.to(dtype)
+        with torch.set_grad_enabled(grad is not None):
+            inputs = (operator.q, operator.k, operator.v)
+            made = Operator.of((inputs, {}), seed=None, dtype=dtype, function=in_dtype)
+        return replace(made, learned=operator.learned, grad=grad).run()
+
+    actual = operator.run()
+    rounded = specified(low, operator.q.dtype, "low-precision result")
+    # What a function closes over, and the gradients by it, keep their dtype.
+    exact = [each.double() for each in specified(reference, torch.float64, "reference")]
+    _compare(operator, actual, exact, rounded, what)
+
+
+def _compare(
+    operator: Operator, actual: Sequence[Tensor], reference: Sequence[Tensor], low: Sequence[Tensor], what: str
+) -> None:
+    """The rule of :func:`check` for what :meth:`Operator.run` returns."""
+    from biases.testing.compare import assert_within
+
     names = ["output", *(f"gradient of {x}" for x in ("q", "k", "v"))]
     names += [f"gradient of learned tensor {n}" for n in range(len(operator.learned))]
     # One tensor in two places gets the sum of their gradients.
     products, shared = 0.0, operator.v is operator.q or operator.v is operator.k
-    if grad is not None:
-        products = float(grad.double().norm(dim=-1).max() * operator.v.detach().double().norm(dim=-1).max())
+    if operator.grad is not None:
+        products = float(operator.grad.double().norm(dim=-1).max() * operator.v.detach().double().norm(dim=-1).max())
     for name, got, wanted, rounded in zip(names[: len(actual)], actual, reference, low, strict=True):
         cancels = name.startswith("gradient") and (name != "gradient of v" or shared)
         # Products are rounded as the inputs are, whatever dtype a gate keeps its numbers in.

@@ -1,9 +1,10 @@
-"""What :func:`biases.bench.run.bench` yields."""
+"""What was found of a workload: the rows of :func:`biases.bench.run.bench` and of
+:func:`biases.bench.bench_attention`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from biases.bench.timing import Ratio, Samples
@@ -20,7 +21,9 @@ class Row:
         level: see :mod:`biases.bench.workloads`.
         setting: by name, without what the model has of its own.
         peer: the library, ``None`` for ours.
-        backend: that was asked for.
+        causal: whether a token sees the tokens up to its own only; chooses the floor. ``None`` where no workload could
+            be made.
+        backend: that was asked for; empty for what is not run by ``attend``.
         formulations: what ``backend="auto"`` does, each once; the backend, where one was named.
         checked: what was compared with the specification, in words.
         status: ``"ok"``; ``"failed"`` (wrong results, hence not timed), ``"error"`` (it raised) or ``"skipped"``.
@@ -39,6 +42,7 @@ class Row:
     level: str
     setting: Mapping[str, Any]
     peer: str | None = None
+    causal: bool | None = None
     backend: str = "auto"
     formulations: tuple[str, ...] = ()
     checked: str = ""
@@ -62,6 +66,11 @@ class Row:
         plain |= {"samples": self.samples.as_dict(), "floor": self.floor.as_dict()}
         plain["ratio"] = None if self.ratio is None else self.ratio.as_dict()
         return plain
+
+
+def raised(row: Row, error: Exception) -> Row:
+    """The row of what raised ``error``."""
+    return replace(row, status="error", message=f"{type(error).__name__}: {error}")
 
 
 def exit_code(rows: list[Row]) -> int:

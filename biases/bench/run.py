@@ -1,27 +1,19 @@
-"""Workloads of the zoo, checked and then timed beside their floors and, if asked for, their peers.
-
-The floor and the peers of a workload are timed in its rounds, so that all of them see the same machine. What differs
-from the specification is not timed.
-"""
+"""Workloads of the zoo, one after the other, each with its floor and, if asked for, its peers in the same rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from biases._checks import one_of, positive_int
 from biases.bench.ceilings import Ceilings, ceilings
-from biases.bench.memory import peak_bytes
-from biases.bench.operators import tensors_bytes
 from biases.bench.peers import CannotRun, peers_of
-from biases.bench.rows import Row
-from biases.bench.timing import Samples, interleaved
-from biases.bench.workloads import LEVELS, Setting, Workload, has_own_heads, prepare
+from biases.bench.rounds import together
+from biases.bench.rows import Row, raised
+from biases.bench.timing import Progress
+from biases.bench.workloads import LEVELS, Setting, has_own_heads, prepare
 from biases.registry import get
-
-Progress = Callable[[str, int, int], None]
-FLOOR = "floor"
 
 
 @dataclass(frozen=True)
@@ -96,96 +88,18 @@ def measure(plan: Plan, name: str, setting: Setting, rates: Ceilings) -> list[Ro
     except ValueError as unfit:
         return [replace(blank, status="skipped", message=str(unfit))]
     except Exception as error:
-        return [_raised(blank, error)]
-    ours = replace(blank, checked=workload.checked)
-    ours = _checked(ours, workload.run, workload.check, setting, named=plan.backend != "auto")
-    if ours.status == "ok":
-        ours = replace(ours, formulations=tuple(dict.fromkeys(workload.formulations())))
-    rows, runs = [ours], {name: workload.run}
+        return [raised(blank, error)]
+    blank = replace(blank, causal=workload.causal)
+    entries = [(replace(blank, checked=workload.checked), workload)]
     for peer in peers_of(plan.level, name) if plan.peers else []:
         row = replace(blank, peer=peer.name, backend="")
         try:
             run, check = peer.prepare(name, setting)
         except CannotRun as reason:
-            rows.append(replace(row, status="skipped", message=str(reason)))
-            continue
+            entries.append((replace(row, status="skipped", message=str(reason)), workload))
         except Exception as error:
-            rows.append(_raised(row, error))
-            continue
-        runs[peer.name] = run
-        rows.append(_checked(replace(row, checked=workload.checked), run, check, setting, named=False))
-    return _timed(rows, runs, workload, plan, rates)
-
-
-def _checked(row: Row, run: Callable[[], Any], check: Callable[[], None], setting: Setting, *, named: bool) -> Row:
-    """The check, then the memory of a run; the check has filled what a first call caches."""
-    held: list[int] = []
-
-    def once() -> object:
-        results = run()
-        held.append(tensors_bytes(results))
-        return results
-
-    try:
-        check()
-        run()
-        peak = peak_bytes(once, setting.device)
-    except AssertionError as wrong:
-        return replace(row, status="failed", message=str(wrong))
-    except ValueError as error:
-        # A backend asked for by name says so of a problem that it cannot run.
-        return replace(row, status="skipped", message=str(error)) if named else _raised(row, error)
-    except Exception as error:
-        return _raised(row, error)
-    return replace(row, peak_bytes=peak, extra_bytes=max(0, peak - held[0]))
-
-
-def _timed(
-    rows: list[Row], runs: Mapping[str, Callable[[], Any]], workload: Workload, plan: Plan, rates: Ceilings
-) -> list[Row]:
-    right = {row.peer or row.name: runs[row.peer or row.name] for row in rows if row.status == "ok"}
-    if not right:
-        return rows
-    setting = workload.setting
-    floor_bytes: tuple[int | None, int | None] = (None, None)
-    if workload.floor is not None:
-        floor = _checked(rows[0], workload.floor, lambda: None, setting, named=False)
-        floor_bytes = (floor.peak_bytes, floor.extra_bytes)
-        right = {FLOOR: workload.floor, **right}
-    samples = interleaved(right, rounds=plan.rounds, device=setting.device, seconds=plan.seconds)
-    floor_samples = samples.pop(FLOOR, Samples())
-    return [
-        _rated(row, samples[row.peer or row.name], floor_samples, floor_bytes, workload, rates)
-        if row.status == "ok"
-        else row
-        for row in rows
-    ]
-
-
-def _rated(
-    row: Row,
-    samples: Samples,
-    floor: Samples,
-    floor_bytes: tuple[int | None, int | None],
-    workload: Workload,
-    rates: Ceilings,
-) -> Row:
-    """Times, and what they are relative to the floor, the tokens and the ceilings."""
-    if samples.error is not None:
-        return replace(row, status="error", message=samples.error)
-    median, traffic = samples.median, workload.traffic
-    return replace(
-        row,
-        samples=samples,
-        floor=floor,
-        ratio=samples.ratio_to(floor) if floor.seconds else None,
-        floor_peak_bytes=floor_bytes[0],
-        floor_extra_bytes=floor_bytes[1],
-        tokens_per_second=workload.tokens / median,
-        matmul_share=workload.flops() / median / rates.matmul_flops_per_second,
-        copy_share=None if traffic is None else traffic / median / rates.copy_bytes_per_second,
-    )
-
-
-def _raised(row: Row, error: Exception) -> Row:
-    return replace(row, status="error", message=f"{type(error).__name__}: {error}")
+            entries.append((raised(row, error), workload))
+        else:
+            theirs = replace(workload, run=run, check=check, formulations=lambda: ())
+            entries.append((replace(row, checked=workload.checked), theirs))
+    return together(entries, rates, rounds=plan.rounds, seconds=plan.seconds)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from biases.bench.results import BenchResult, Measurement
 from biases.bench.rows import Row
-from biases.bench.timing import Ratio
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,35 +17,6 @@ LEGEND = (
     "ratio: to attention without a bias in the same rounds; only ratios travel between machines. memory: beyond the "
     "results. shares: of the measured rates of matrix products and of copies."
 )
-
-
-def render(result: BenchResult) -> Table:
-    """The result as a rich table, to be printed by a ``rich.console.Console``. Needs rich."""
-    from rich.table import Table
-    from rich.text import Text
-
-    c = result.configuration
-    shape = tuple(c[name] for name in ("batch", "heads", "length", "head_dim"))
-    processor = result.machine["cpu" if c["device"] == "cpu" else "cuda_device"] or c["device"]
-    table = Table(
-        title=f"{c['direction']}, (B, H, L, D) = {shape}, {c['dtype']} on {processor}",
-    )
-    notes = [
-        "Ratios are to stock attention without a bias in the same rounds (quartiles in brackets); "
-        "only ratios travel between machines."
-    ]
-    table.add_column("attention", no_wrap=True)
-    for heading in ("ratio", "time", "tokens/s", "peak memory", "floor's", "of matmul rate"):
-        table.add_column(heading, justify="right")
-    for measurement in (*result.floors.values(), *result.cases):
-        if measurement.status == "ok":
-            table.add_row(Text(measurement.name), *_cells(measurement))
-        else:
-            table.add_row(Text(measurement.name), Text(measurement.status, style="red"))
-            notes.append(f"{measurement.name} {measurement.status}: {measurement.message.strip()}")
-    table.caption = Text("\n".join(notes))
-    table.caption_justify = "left"
-    return table
 
 
 def render_rows(rows: Sequence[Row], console: Console) -> list[Table]:
@@ -80,7 +49,7 @@ def _title(rows: Sequence[Row]) -> str:
     letters = {"B": "batch", "H": "heads", "L": "length", "D": "head_dim"}
     known = {letter: first[name] for letter, name in letters.items() if name in first}
     shape = f"({', '.join(known)}) = {tuple(known.values())}"
-    backend = "" if rows[0].backend == "auto" else f", backend {rows[0].backend}"
+    backend = "" if rows[0].backend in ("", "auto") else f", backend {rows[0].backend}"
     return f"{rows[0].level}, {first['direction']}, {shape}, {first['dtype']} on {first['device']}{backend}"
 
 
@@ -96,14 +65,14 @@ def _columns(rows: Sequence[Row], which: slice) -> Table:
     for row in rows:
         by = row.peer or ", ".join(row.formulations)
         if row.status == "ok":
-            table.add_row(Text(row.name), Text(by), *_cells_of(row)[which])
+            table.add_row(Text(row.name), Text(by), *_cells(row)[which])
         else:
             style = "dim" if row.status == "skipped" else "red"
             table.add_row(Text(row.name), Text(by), Text(row.status, style=style))
     return table
 
 
-def _cells_of(row: Row) -> list[str]:
+def _cells(row: Row) -> list[str]:
     shares = [f"{share:.0%}" for share in (row.matmul_share, row.copy_share) if share is not None]
     return [
         "" if row.ratio is None else f"{row.ratio.value:.2f}",
@@ -116,17 +85,6 @@ def _cells_of(row: Row) -> list[str]:
     ]
 
 
-def _cells(m: Measurement) -> list[str]:
-    return [
-        _ratio(m.ratio),
-        duration(m.samples.median),
-        "" if m.tokens_per_second is None else f"{m.tokens_per_second:,.0f}",
-        size(m.peak_bytes),
-        size(m.floor_peak_bytes),
-        "" if m.matmul_share is None else f"{m.matmul_share:.0%}",
-    ]
-
-
 def _rate(rate: float | None) -> str:
     if rate is None:
         return ""
@@ -134,10 +92,6 @@ def _rate(rate: float | None) -> str:
         if rate >= scale:
             return f"{rate / scale:.3g}{unit}"
     return f"{rate:.3g}"
-
-
-def _ratio(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
 def duration(seconds: float) -> str:

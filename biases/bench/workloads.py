@@ -136,6 +136,7 @@ class Workload:
         traffic: bytes that must be read and written at least once; ``None`` where it is not known.
         formulations: call by call, the name of the formulation that ``backend="auto"`` chooses, or of the backend that
             was named.
+        weighed: what is run for the peak memory, where that has more in it than ``run``, as the building of it.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Workload:
     flops: Callable[[], int]
     traffic: int | None
     formulations: Callable[[], tuple[str, ...]]
+    weighed: Callable[[], Any] | None = None
 
 
 def names(level: str) -> list[str]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from biases import ALiBi, ExponentialDecay, KeyGate, attend
+from biases.bench import Case, Row, Setting, bench_attention, facts
+from biases.bench.cases import DIRECTIONS
 from biases.decays import retnet_log_rates
 
 SHAPE: dict[str, Any] = {"batch": 1, "heads": 4, "length": 1024, "head_dim": 64}
 ROUNDS = 9
-DIRECTIONS = ("forward", "forward+backward")
 
 
 def cases(heads: int, length: int) -> dict[str, tuple[bool, dict[str, Any], tuple[Tensor, ...]]]:
@@ -37,8 +38,6 @@ def cases(heads: int, length: int) -> dict[str, tuple[bool, dict[str, Any], tupl
 
 def benchmark(*, rounds: int = ROUNDS, progress: Callable[[int, int, str], None]) -> Iterator[dict[str, Any]]:
     """Time the fast path and the plain formulas of each bias; yields all rows so far, as the report takes them."""
-    from biases.bench import Case, bench_attention
-
     listed = []
     for name, (causal, options, parameters) in cases(SHAPE["heads"], SHAPE["length"]).items():
         reference = _call(options, "reference")
@@ -49,13 +48,21 @@ def benchmark(*, rounds: int = ROUNDS, progress: Callable[[int, int, str], None]
     floors: dict[str, Any] = {}
     for index, direction in enumerate(DIRECTIONS):
         progress(index, len(DIRECTIONS), direction)
-        result = bench_attention(listed, **SHAPE, direction=direction, rounds=rounds)
-        rows += [_row(case, direction, SHAPE["length"]) for case in result.cases]
-        for name, floor in result.floors.items():
-            floors[f"{name}, {direction}"] = _row(floor, direction, SHAPE["length"])
+        setting = Setting(**SHAPE, direction=direction)
+        for case, row in zip(listed, bench_attention(listed, setting, rounds=rounds), strict=True):
+            rows.append(_row(row, case.causal))
+            if row.floor.seconds:
+                name = "floor-causal" if case.causal else "floor"
+                floor = Row(name, row.level, row.setting, samples=row.floor, peak_bytes=row.floor_peak_bytes)
+                floors[f"{name}, {direction}"] = _row(floor, case.causal)
         yield {
-            "config": {**result.configuration, "direction": ", ".join(DIRECTIONS[: index + 1])},
-            "machine": dict(result.machine),
+            "config": {
+                **setting.as_dict(),
+                "direction": ", ".join(DIRECTIONS[: index + 1]),
+                "rounds": rounds,
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            },
+            "machine": facts(),
             "rows": rows,
             "floor": floors,
         }
@@ -70,23 +77,23 @@ def _call(options: dict[str, Any], backend: str) -> Callable[[Tensor, Tensor, Te
     return run
 
 
-def _row(measured: Any, direction: str, length: int) -> dict[str, Any]:
+def _row(row: Row, causal: bool) -> dict[str, Any]:
     """One measurement, flat."""
-    samples, ratio = measured.samples, measured.ratio
-    timed = measured.status == "ok"
+    samples, ratio = row.samples, row.ratio
+    timed = row.status == "ok"
     return {
-        "name": measured.name,
-        "causal": measured.causal,
-        "direction": direction,
-        "length": length,
+        "name": row.name,
+        "causal": causal,
+        "direction": row.setting["direction"],
+        "length": row.setting["length"],
         "seconds_median": samples.median if timed else None,
         "seconds_low": samples.low if timed else None,
         "seconds_high": samples.high if timed else None,
         "ratio": ratio.value if ratio else None,
         "ratio_low": ratio.low if ratio else None,
         "ratio_high": ratio.high if ratio else None,
-        "peak_bytes": measured.peak_bytes,
-        "floor_peak_bytes": measured.floor_peak_bytes,
-        "status": measured.status,
-        "message": measured.message,
+        "peak_bytes": row.peak_bytes,
+        "floor_peak_bytes": row.floor_peak_bytes,
+        "status": row.status,
+        "message": row.message,
     }
