@@ -1,51 +1,30 @@
-"""``attend_decomposed`` (RMT, arXiv 2309.11523 Eq. 6): against its specification, against loops over pixels, against
-attention over the whole map, and what masks and memory do."""
+"""``attend_decomposed`` (RMT, arXiv 2309.11523 Eq. 6): against its specification, against loops over pixels and against
+attention over the whole map, and what it refuses."""
 
 from __future__ import annotations
 
 import cmath
 import math
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from decomposed_maps import F64, PLACEMENTS, decay_of, equal, normal, orders, placements, qkv, sides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from biases import ALiBi, ExponentialDecay, ManhattanDecay, attend, zoo
+from biases import ALiBi, ExponentialDecay, ManhattanDecay, attend
 from biases.attention import pair_weights
 from biases.axial import ORDERS, attend_decomposed, decomposed_weights
 from biases.positions import Rotary
-from biases.testing import assert_close_to, assert_same, assert_within, make_tensor
+from biases.testing import assert_within
 from biases.testing.strategies import seeds
-from biases.windows import Axis, Windows
 
-F64 = torch.float64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, F64)
-PLACEMENTS = ("logits", "weights", "weights-renormalised")
 NORMALISED = ("softmax", "sigmoid-normalised")
-orders, placements, sides = st.sampled_from(ORDERS), st.sampled_from(PLACEMENTS), st.integers(1, 4)
-
-
-def normal(seed: int, *shape: int, dtype: torch.dtype = F64) -> Tensor:
-    return make_tensor(shape, "normal", seed, dtype)
-
-
-def qkv(seed: int, heads: int, height: int, width: int, dim: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(normal(seed + n, 2, heads, height, width, dim) for n in range(3))
-
-
-def decay_of(heads: int, placement: str = "logits") -> ExponentialDecay:
-    rates = torch.log(torch.linspace(0.5, 0.95, heads, dtype=F64))
-    return ExponentialDecay(rates, symmetric=True, placement=placement)
-
-
-def equal(actual: Tensor, expected: Tensor, scale: float = 1.0) -> None:
-    assert_close_to(actual, expected, scale=max(scale, expected.abs().max().item()), ulps=200)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, decay: ExponentialDecay | None = None, **options: Any) -> Tensor:
@@ -316,193 +295,6 @@ def test_without_decay_rate_it_is_plain_axial_attention(height, width, seed):
     q, k, v = qkv(seed, 2, height, width)
     none = ExponentialDecay(torch.zeros(2, dtype=F64), symmetric=True)
     equal(attend_decomposed(q, k, v, decay=none), attend_decomposed(q, k, v), v.abs().max().item())
-
-
-def split_masks(height: int, width: int, row: int, column: int) -> tuple[Tensor, Tensor]:
-    """Masks along the axes that cut the map in four at (row, column)."""
-    down, across = torch.arange(height) < row, torch.arange(width) < column
-    return (down[:, None] == down)[None], (across[:, None] == across)[None]
-
-
-WEIGHTS = ("softmax", "sigmoid", "sigmoid-normalised")
-
-
-@given(st.sampled_from(WEIGHTS), orders, st.integers(1, 3), st.integers(1, 3), st.booleans(), seeds())
-def test_masks_of_both_passes_isolate_regions_exactly(weights, order, row, column, dense, seed):
-    """What stands in one region has influence 0.0 on the others, and each region is as if it were alone."""
-    height, width = 4, 5
-    q, k, v = qkv(seed, 2, height, width)
-    options = {"weights": weights, "decay": decay_of(2), "order": order, "backend": "dense" if dense else "auto"}
-    masks = split_masks(height, width, row, column)
-    out = attend_decomposed(q, k, v, masks=masks, **options)
-    inside = [x.clone() for x in (q, k, v)]
-    for x in inside:
-        x[:, :, :row, :column] += 50.0
-    moved = attend_decomposed(*inside, masks=masks, **options)
-    outside = torch.ones(height, width, dtype=torch.bool)
-    outside[:row, :column] = False
-    assert_same(moved[:, :, outside], out[:, :, outside])
-    assert not torch.equal(moved[:, :, :row, :column], out[:, :, :row, :column])
-    for rows, columns in product((slice(0, row), slice(row, None)), (slice(0, column), slice(column, None))):
-        alone = attend_decomposed(*(x[:, :, rows, columns] for x in (q, k, v)), **options)
-        equal(out[:, :, rows, columns], alone, v.abs().max().item())
-
-
-@pytest.mark.parametrize("masked", ["width", "height"])
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_mask_of_one_pass_leaks(masked, weights, order):
-    """The other pass carries values across: a region sees the one beside it along the unmasked axis."""
-    q, k, _ = qkv(0, 1, 4, 4)
-    down, across = split_masks(4, 4, 2, 2)
-    masks = (down, None) if masked == "height" else (None, across)
-    influence = decomposed_weights(q, k, weights=weights, masks=masks, order=order)[:, 0].unflatten(-1, (4, 4))
-    first = influence.unflatten(1, (4, 4))[:, 0, 0]
-    leak = first[:, 2:, :2] if masked == "width" else first[:, :2, 2:]
-    held = first[:, :2, 2:] if masked == "width" else first[:, 2:, :2]
-    assert leak.min() > 1e-4
-    assert torch.count_nonzero(held) == 0
-
-
-@given(st.integers(2, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), seeds())
-def test_masks_are_used_in_turn(kinds, repeats, height, width, seed):
-    """Map b takes mask b mod B': the windows of one image follow one another."""
-    batch = kinds * repeats
-    q, k, v = (normal(seed + n, batch, 1, height, width, 2) for n in range(3))
-    generator = torch.Generator().manual_seed(seed)
-    masks = tuple(
-        (torch.rand(kinds, length, length, generator=generator) < 0.5) | torch.eye(length, dtype=torch.bool)
-        for length in (height, width)
-    )
-    together = attend_decomposed(q, k, v, masks=masks)
-    for b in range(batch):
-        own = tuple(mask[b % kinds][None] for mask in masks)
-        equal(together[b : b + 1], attend_decomposed(*(x[b : b + 1] for x in (q, k, v)), masks=own))
-
-
-def regions(axis: Axis) -> list[slice]:
-    """The runs of the map that lie between the cuts of its windows."""
-    cuts = sorted({0, axis.side, *(c for c in range(axis.shift, axis.side, axis.size))})
-    return [slice(start, stop) for start, stop in pairwise(cuts)]
-
-
-@given(
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.integers(1, 4),
-    st.booleans(),
-    st.sampled_from(["adaptive", "clamp"]),
-    st.sampled_from(WEIGHTS),
-    placements,
-    orders,
-    seeds(),
-)
-def test_decay_in_shifted_windows_needs_no_correction(
-    height, width, window, shifted, rule, weights, placement, order, seed
-):
-    """For pairs that may attend, the distance in a window is that in the map: rolled, cut and masked windows give what
-    each region of the map gives by itself, where it stands."""
-    cut = Windows.of(height, width, window, shifted=shifted, rule=rule)
-    maps = [normal(seed + n, 2, height, width, 4) for n in range(3)]
-    options = {"weights": weights, "decay": decay_of(2, placement), "order": order}
-
-    def heads_first(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (2, 2)).permute(0, 3, 1, 2, 4)
-
-    def heads_last(x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1, 4).flatten(-2)
-
-    windows = [heads_first(cut.partition(x)) for x in maps]
-    out = cut.reverse(heads_last(attend_decomposed(*windows, masks=cut.axis_masks(), **options)))
-    expected = torch.empty_like(out)
-    for rows, columns in product(regions(cut.rows), regions(cut.columns)):
-        alone = attend_decomposed(*(heads_first(x[:, rows, columns]) for x in maps), **options)
-        expected[:, rows, columns] = heads_last(alone)
-    equal(out, expected, maps[2].abs().max().item())
-
-
-class Largest(TorchDispatchMode):
-    """The largest number of elements in any tensor that an operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, Tensor):
-                # A view of few numbers, as that of a Toeplitz table, holds few.
-                self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
-        return out
-
-
-@pytest.mark.parametrize("backend", ["auto", "dense", "reference"])
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("masked", [False, True])
-def test_no_tensor_over_pairs_of_pixels_is_held(backend, weights, masked):
-    """Forward and backward, the largest tensor has H W (H or W) numbers a head; the specification has (H W)^2."""
-    heads, height, width = 2, 12, 20
-    pixels = height * width
-    q, k, v = (x[:1].requires_grad_() for x in qkv(0, heads, height, width))
-    masks = split_masks(height, width, 5, 7) if masked else (None, None)
-    with Largest() as largest:
-        out = attend_decomposed(q, k, v, weights=weights, decay=decay_of(heads), masks=masks, backend=backend)
-        out.sum().backward()
-    if backend == "reference":
-        assert largest.numel >= heads * pixels**2
-    else:
-        assert largest.numel <= heads * pixels * max(height, width)
-
-
-def largest_of_layer(name: str, dim: int, heads: int, side: int) -> int:
-    """Of a layer of the zoo on a square map, forward and backward, with respect to the map and to all parameters."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layer = zoo.layer(name, dim, heads)
-    x = normal(0, 1, side, side, dim, dtype=torch.float32).requires_grad_()
-    with Largest() as largest:
-        layer(x).square().sum().backward()
-    return largest.numel
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("manhattan-decomposed", 0),
-        ("manhattan-decomposed[order=height-first]", 0),
-        ("manhattan-decomposed[placement=weights]", 56),
-        *(
-            (f"gated-swin-{kind}[{options}]", 7)
-            for kind in ("retention", "swat")
-            for options in ("", "shifted=True", "shifted=True, theta_shift=axis", "window=5, window_rule=clamp")
-        ),
-    ],
-)
-def test_layers_hold_no_tensor_over_pairs_of_pixels(name, line):
-    """At 56 x 56 pixels, forward and backward: H W C numbers, those of a map, where the kernel is fused, and otherwise
-    one number a head for each pixel and each place of its line or window. (H W)^2 would be thirty times more or over.
-    """
-    side, dim, heads = 56, 32, 2
-    # Windows of 5 pad 56 to 60.
-    pixels = 60**2 if "clamp" in name else side**2
-    bound = pixels * max(dim, heads * line)
-    assert largest_of_layer(name, dim, heads, side) <= bound
-    assert 25 * bound < heads * side**4
-
-
-@pytest.mark.parametrize("name", ["manhattan", "manhattan-decomposed"])
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_linear_memory_is_declared_just_where_it_is(name, weights, placement, monkeypatch):
-    """Without the native kernel, whose memory is linear throughout: the largest tensor per pixel is the same on a map
-    of four times the pixels; where the decomposed form goes by tiles it is twice as large, as lines are."""
-    monkeypatch.setenv("BIASES_NATIVE", "0")
-    named = f"{name}[weights={weights}, placement={placement}]"
-    small, large = (largest_of_layer(named, 4, 2, side) / side**2 for side in (16, 32))
-    # Tables of offsets have (2 H - 1) (2 W - 1) numbers, a little under four for each pixel.
-    assert large == pytest.approx(small if zoo.get(named).traits.memory == "linear" else 2 * small, rel=0.05)
-    assert ("ours" in zoo.get(named).traits.published) == (weights != "softmax")
 
 
 def test_an_empty_batch_is_an_empty_batch():

@@ -1,100 +1,48 @@
-"""Energy gates: EGA, EGA-C, EGA-M and MQ (P1 = arXiv 2605.21842, P2 = arXiv 2605.26355).
+"""Energy gates: EGA and what holds of every one of them (P1 = arXiv 2605.21842, P2 = arXiv 2605.26355).
 
-Gates are transcribed anew here, one token at a time. Where a paper claims what its equations do not give, the test is
-of the failure.
+Where a paper claims what its equations do not give, the test is of the failure.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from gates_by_hand import (
+    DIM,
+    EPS,
+    HEADS,
+    assert_standard,
+    dense_rows,
+    lengths,
+    mixture_of_gates,
+    moved,
+    moved_layer,
+    normal,
+    statistics,
+    z_rounding,
+    z_scores,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from biases import KeyGate, SelfAttention, attend, zoo
-from biases.gates import ConvolutionEnergy, EnergyGate, LinearEnergy, MorletFilters, standardise
-from biases.testing import assert_close_to, assert_tolerance, make_tensor
+from biases import KeyGate, attend, zoo
+from biases.gates import ConvolutionEnergy, EnergyGate, LinearEnergy, standardise
+from biases.testing import assert_close_to, assert_tolerance
 from biases.testing.strategies import seeds
 
-EPS = torch.finfo(torch.float64).eps
-DIM, HEADS = 8, 2
-LENGTHS = (3, 7, 15, 31)
 WINDOWED = ("ega", "ega-2", "ega-4", "ega-conv", "ega-morlet", "mq-e", "mq-ep", "mq-ef")
-lengths = st.integers(2, 10)
-statistics = st.sampled_from(["window", "prefix", "none"])
-
-
-def normal(*shape, seed, dtype=torch.float64):
-    return make_tensor(shape, seed=seed, dtype=dtype)
-
-
-@torch.no_grad()
-def moved(make, seed, dtype=torch.float64):
-    """The module of ``make``, its parameters away from the initial values (0, 1) that hide a gate."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = make().to(dtype)
-        for parameter in module.parameters():
-            parameter += 0.4 * torch.randn_like(parameter)
-    return module
-
-
-def moved_layer(name, seed, dtype=torch.float64):
-    return moved(lambda: zoo.layer(name, DIM, HEADS), seed, dtype)
 
 
 def linear_gate(seed, scales=1, statistics="window"):
     return moved(lambda: EnergyGate(LinearEnergy(DIM, HEADS, scales), HEADS, scales, statistics=statistics), seed)
 
 
-def z_scores(e, statistics):
-    """(T,) energies -> (T,) z: P1 Eq. 4, population deviation clamped at 1e-8."""
-    z = np.zeros(len(e))
-    for j in range(len(e)):
-        seen = e if statistics == "window" else e[: j + 1]
-        z[j] = e[j] if statistics == "none" else (e[j] - seen.mean()) / max(seen.std(), 1e-8)
-    return z
-
-
-def mixture_of_gates(energies, gate, h):
-    """``g = sum_s softmax(scale_w)_s sigmoid(alpha_s (z(e_s) - tau_s))`` of head h: (n, T) energies -> (T,)."""
-    weights = np.exp(gate.scale_w[h].detach().numpy())
-    return sum(
-        weight
-        / (1 + np.exp(-gate.alpha[h, s].item() * (z_scores(energies[s], gate.statistics) - gate.tau[h, s].item())))
-        for s, weight in enumerate(weights / weights.sum())
-    )
-
-
-def dense_rows(logits, g):
-    """``A_ij g_j / sum_k A_ik g_k`` under the causal mask, after the softmax, as P1 Eq. 4 writes it."""
-    later = torch.ones(logits.shape[-2:]).triu(1).bool()
-    gated = torch.softmax(logits.masked_fill(later, -torch.inf), -1) * g[..., None, :]
-    return gated / gated.sum(-1, keepdim=True)
-
-
-def heads_of(projection, x):
-    return (x @ projection.weight.mT).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
-
 def rows(q, k, log_gate, backend="auto"):
     """The weights of ``attend`` themselves: its output for values that are the identity."""
     identity = torch.eye(k.shape[2], dtype=q.dtype).expand(*k.shape[:2], -1, -1)
     return attend(q, k, identity, key_gate=KeyGate(log_gate), causal=True, backend=backend)
-
-
-def without_gate(layer):
-    layer.key_gate = None
-    return layer
-
-
-def assert_standard(layer, x, ulps=64):
-    gated = layer(x)
-    assert_close_to(gated, without_gate(layer)(x), scale=gated.abs().max().item(), ulps=ulps)
 
 
 @given(lengths, statistics, st.sampled_from([1, 2, 4]), seeds())
@@ -135,14 +83,7 @@ def test_the_gate_is_the_softmax_mixture_of_its_scales(T, statistics, scales, se
         channels = slice(h * scales, (h + 1) * scales)
         energies = (weight[channels] @ x[0].mT + b[channels, None]).detach().numpy()
         expected = torch.from_numpy(mixture_of_gates(energies, gate, h))
-        assert_tolerance(g[h], expected, tolerance=_z_rounding(energies, gate.alpha[h].max().item()))
-
-
-def _z_rounding(energies, alpha):
-    """Rounding of the gate: of the energies, divided by the smallest deviation of a prefix, times the slope."""
-    T = energies.shape[1]
-    deviations = [e[: j + 1].std() for e in energies for j in range(1, T)]
-    return 64 * T * EPS * (1 + alpha * (1 + np.abs(energies).max() / min([1.0, *deviations])))
+        assert_tolerance(g[h], expected, tolerance=z_rounding(energies, gate.alpha[h].max().item()))
 
 
 @given(lengths, st.sampled_from(["window", "prefix"]), st.floats(-3, 3), st.floats(-50, 50), seeds())
@@ -155,7 +96,7 @@ def test_the_normalised_gate_ignores_the_length_of_w_and_b(T, statistics, log10_
     with torch.no_grad():
         gate.energy.projection.bias += b
     shifted = gate.log_gate(x).exp()
-    assert_tolerance(shifted.detach(), before, tolerance=_z_rounding(energies, alpha) * (1 + abs(b)))
+    assert_tolerance(shifted.detach(), before, tolerance=z_rounding(energies, alpha) * (1 + abs(b)))
     (gradient,) = torch.autograd.grad((shifted * normal(*shifted.shape, seed=seed)).sum(), gate.energy.projection.bias)
     slope = alpha / 4 / min([1.0, *(e[: j + 1].std() for e in energies for j in range(1, T))])
     assert_tolerance(gradient, torch.zeros_like(gradient), tolerance=1e3 * T * EPS * slope * (1 + abs(b)))
@@ -163,7 +104,7 @@ def test_the_normalised_gate_ignores_the_length_of_w_and_b(T, statistics, log10_
         gate.energy.projection.bias.zero_()
         gate.energy.projection.weight *= 10**log10_c
     scaled = gate.log_gate(x).exp().detach()
-    assert_tolerance(scaled, before, tolerance=_z_rounding(energies, alpha) * (1 + abs(b)))
+    assert_tolerance(scaled, before, tolerance=z_rounding(energies, alpha) * (1 + abs(b)))
 
 
 @given(lengths, seeds())
@@ -324,129 +265,3 @@ def test_a_single_token_passes_through(name, statistics, seed):
     y = layer(x)
     value = x @ layer.value.weight.mT @ layer.output.weight.mT + layer.output.bias
     assert_close_to(y, value, scale=value.abs().max().item() + 1, ulps=64)
-
-
-@given(st.integers(2, 36), statistics, seeds())
-def test_the_convolutional_gate_is_its_equation(T, statistics, seed):
-    """EGA-C, P1: E_l(t) = c_0^2 + c_1^2, c a causal zero-padded convolution of length l in 3, 7, 15, 31."""
-    gate = moved(lambda: EnergyGate(ConvolutionEnergy(4, HEADS), HEADS, 4, statistics=statistics), seed)
-    x = 0.1 * normal(1, T, 4, seed=seed)
-    for h in range(HEADS):
-        energies = np.zeros((4, T))
-        for s, (length, convolution) in enumerate(zip(LENGTHS, gate.energy.convolutions, strict=True)):
-            for t in range(T):
-                past = torch.stack([x[0, t - n] if t >= n else torch.zeros_like(x[0, 0]) for n in range(length)])
-                for c in (2 * h, 2 * h + 1):
-                    inner = (convolution.weight[c].mT.flip(0) * past).sum() + convolution.bias[c]
-                    energies[s, t] += inner.item() ** 2
-        expected = torch.from_numpy(mixture_of_gates(energies, gate, h))
-        tolerance = 16 * _z_rounding(energies, gate.alpha[h].max().item())
-        assert_tolerance(gate.log_gate(x)[0, h].exp().detach(), expected, tolerance=tolerance)
-
-
-def morlet_parts(filters, x, h):
-    """Real and imaginary parts (4, T) of head h: taps n = 0..l-1 on the samples t-l+1..t, the oldest first."""
-    signal = x.mean(-1).numpy()
-    real, imaginary = np.zeros((2, 4, len(signal)))
-    for s, length in enumerate(LENGTHS):
-        sigma = max(filters.sigma[h, s].item(), 1e-3)
-        omega = max(filters.omega[h, s].item(), 5 / sigma)
-        for t in range(len(signal)):
-            for n in range(length):
-                sample = signal[t - length + 1 + n] if t - length + 1 + n >= 0 else 0.0
-                envelope = math.exp(-(n**2) / (2 * sigma**2))
-                real[s, t] += math.cos(omega * n) * envelope * sample
-                imaginary[s, t] += math.sin(omega * n) * envelope * sample
-    return real, imaginary
-
-
-SCORES = {"mq-e": (False, False), "mq-ep": (True, False), "mq-ef": (False, True)}
-
-
-@pytest.mark.parametrize("name", ["ega-morlet", *SCORES])
-@given(T=st.integers(2, 9), statistics=statistics, seed=seeds())
-def test_morlet_gates_and_scores_are_their_equations(name, T, statistics, seed):
-    """EGA-M (P1) and P2 MQ: S = l_sim q.k / sqrt(d) + l_E z(E) [+ l_phi cos(phi)] [+ l_F z(|E_j - E_{j-1}|)]."""
-    layer = moved_layer(f"{name}[statistics={statistics}]", seed)
-    x, score = normal(1, T, DIM, seed=seed), layer.score
-    gate = layer.key_gate if score is None else score.gate
-    logits = heads_of(layer.query, x) @ heads_of(layer.key, x).mT / math.sqrt(DIM / HEADS)
-    g, bias, factors = torch.zeros(3, 1, HEADS, T, dtype=x.dtype)
-    factors += 1
-    rounding = 0.0
-    for h in range(HEADS):
-        real, imaginary = morlet_parts(gate.energy, x[0], h)
-        energies = real**2 + imaginary**2
-        E = energies.mean(0)
-        change = np.abs(np.diff(E, prepend=E[0]))
-        g[0, h] = torch.from_numpy(mixture_of_gates(energies, gate, h))
-        normalised = [*energies, E] + [change] * (name == "mq-ef")
-        rounding = max(rounding, _z_rounding(np.stack(normalised), gate.alpha[h].max().item()))
-        if score is None:
-            continue
-        term = score.l_energy[h].item() * z_scores(E, statistics)
-        phase, flux = SCORES[name]
-        if phase:
-            term = term + score.l_phase[h].item() * np.cos(np.arctan2(imaginary, real).mean(0))
-        if flux:
-            term = term + score.l_flux[h].item() * z_scores(change, statistics)
-        bias[0, h], factors[0, h] = torch.from_numpy(term), score.l_sim[h].item()
-    y = dense_rows(factors[..., None] * logits + bias[..., None, :], g) @ heads_of(layer.value, x)
-    expected = y.transpose(1, 2).flatten(2) @ layer.output.weight.mT + layer.output.bias
-    size = (1 + logits.abs().max().item()) * (1 + y.abs().max().item())
-    assert_tolerance(layer(x), expected, tolerance=rounding * size)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(T=lengths, seed=seeds())
-def test_the_morlet_gate_is_constant_on_the_output_of_a_layer_norm(dtype, T, seed):
-    """EGA-M sees the channel mean, which a LayerNorm makes 0 at the start: the layer is standard attention there."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layer = zoo.layer("ega-morlet", DIM, HEADS).to(dtype)
-    assert_standard(layer, F.layer_norm(normal(2, T, DIM, seed=seed, dtype=dtype), (DIM,)))
-
-
-def test_the_initial_morlet_filters_are_low_pass():
-    """EGA-M is not admissible: its filters have a DC share |sum| / L1 of .64 to .67 and peak on the oldest sample."""
-    impulse = torch.zeros(1, 64, DIM, dtype=torch.float64)
-    impulse[0, 31] = 1.0
-    real, imaginary = MorletFilters(HEADS).double().parts(impulse)
-    taps = torch.complex(real, imaginary)[0, :, :, 31:62]
-    share = taps.sum(-1).abs() / taps.abs().sum(-1)
-    assert ((share > 0.635) & (share < 0.675)).all()
-    torch.testing.assert_close(taps.abs().argmax(-1), (torch.tensor(LENGTHS) - 1).expand(HEADS, -1), rtol=0, atol=0)
-
-
-@given(st.integers(1, 8), seeds())
-def test_scale_init_draws_queries_and_keys_at_the_level_of_their_head(head_factor, seed):
-    """SCALE-INIT, P2: W_q, W_k from N(0, 0.02 (1 + level / 4)) with level = h mod 4, W_v from N(0, 0.02)."""
-    heads, dim = 4 * head_factor, 32 * head_factor * 4
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layer = zoo.layer("scale-init", dim, heads)
-    assert isinstance(layer, SelfAttention)
-    for projection, step in ((layer.query, 0.25), (layer.key, 0.25), (layer.value, 0.0)):
-        by_head = projection.weight.detach().double().view(heads, dim // heads, dim)
-        for level in range(4):
-            drawn = by_head[level::4]
-            # The deviation of n normal draws has a relative standard error of 1 / sqrt(2 n).
-            ratio = drawn.square().mean().sqrt().item() / (0.02 * (1 + step * level))
-            assert abs(ratio - 1) < 6 / math.sqrt(2 * drawn.numel())
-
-
-@given(seeds())
-def test_scale_init_leaves_other_linear_weights_at_the_default(seed):
-    """SCALE-INIT as released: embeddings N(0, 0.02), other linear weights PyTorch's U(-1, 1) / sqrt(in), biases 0."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        scaled, plain = (zoo.model("char-gpt", attention=a, layers=1, dim=64) for a in ("scale-init", "standard"))
-    for model, default in ((scaled, 1 / 8), (plain, None)):
-        weights = model.blocks[0].mlp[0].weight.detach()
-        standard_error = 1 / math.sqrt(2 * weights.numel())
-        std = 0.02 if default is None else default / math.sqrt(3)
-        assert abs(weights.std().item() / std - 1) < 6 * standard_error
-        assert default is None or weights.abs().max() <= default
-        assert (model.blocks[0].attention.output.bias == 0).all()
-        tokens = model.embedding.weight.detach()
-        assert abs(tokens.std().item() / 0.02 - 1) < 6 / math.sqrt(2 * tokens.numel())

@@ -24,9 +24,36 @@ FAST = TrainConfig(
     evaluation_windows=8,
     truncated_positions=40,
 )
+# A cell of the study gate-sight-small, whose results are kept under this id.
+PUBLISHED = Cell(
+    "standard",
+    0,
+    ModelConfig("standard", "learned", layers=4, heads=4, dim=128, context=128, dropout=0.0),
+    TrainConfig(
+        steps=2000,
+        batch=16,
+        learning_rate=1e-3,
+        warmup=100,
+        weight_decay=0.1,
+        evaluate_every=500,
+        truncated_positions=2048,
+    ),
+    "tinyshakespeare",
+)
+PUBLISHED_ID = "d90548afe4e5"
 
 
-class MeanModel(nn.Module):
+class Trainable(nn.Module):
+    """All parameters in one group, which start as they are."""
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
+
+    def initial_std(self, name: str) -> float | None:
+        return None
+
+
+class MeanModel(Trainable):
     """Predicts from the mean of the embeddings of the prefix (causal) or of the window (not)."""
 
     def __init__(self, vocab: int, config: ModelConfig) -> None:
@@ -44,9 +71,6 @@ class MeanModel(nn.Module):
             counts = torch.arange(1, x.shape[1] + 1, dtype=x.dtype).unsqueeze(-1)
             return self.head(x.cumsum(1) / counts)
         return self.head(x.mean(1, keepdim=True).expand_as(x) + x)
-
-    def parameter_groups(self, weight_decay: float) -> list[dict]:
-        return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
 
     def initial_std(self, name: str) -> float | None:
         return 0.5 if name.endswith("weight") else None

@@ -228,7 +228,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
     def test_a_killed_run_loses_only_the_cells_in_flight(self, spec, tmp_path, capsys, workers):
-        path, out = spec(steps=300), tmp_path / "out"
+        path, out = spec(steps=100), tmp_path / "out"
         process = start(path, out, "--workers", str(workers))
         try:
             wait_for(process, "started", times=workers + 1)

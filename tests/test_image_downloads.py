@@ -11,29 +11,19 @@ from pathlib import Path
 
 import pytest
 from cifar_files import ARCHIVE, EDITION, URL, check_cifar, files_in
+from downloads import disconnect, own_cache, serve
 
 from biases.ablation import ImagesUnavailable, load_cifar10
 from biases.ablation.images import _fetch, cifar
 
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIASES_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+cache = pytest.fixture(own_cache)
 
 
 @pytest.fixture
 def served(monkeypatch):
-    """Serve ARCHIVE, and count the downloads."""
-    calls = []
-
-    def urlopen(url, timeout):
-        calls.append(url)
-        return io.BytesIO(ARCHIVE)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    """Serve ARCHIVE in pieces, and list the downloads."""
     monkeypatch.setattr(_fetch, "CHUNK", 4096)
-    return calls
+    return serve(monkeypatch, ARCHIVE)
 
 
 def test_a_download_is_cached_and_reported(cache, served):
@@ -66,7 +56,7 @@ def test_a_damaged_copy_is_removed_then_fetched_anew(cache, served):
     ],
 )
 def test_another_download_is_refused_and_not_kept(cache, served, monkeypatch, content, got):
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
+    serve(monkeypatch, content)
     with pytest.raises(ImagesUnavailable, match=f"SHA-256 {EDITION.remote.sha256}, {got}"):
         load_cifar10(edition=EDITION)
     assert files_in(cache) == []
@@ -190,10 +180,7 @@ def test_a_copy_that_cannot_be_read_is_named(cache, served, monkeypatch, reads):
 
 
 def test_no_network_names_the_address_and_the_alternative(cache, monkeypatch):
-    def urlopen(url, timeout):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    disconnect(monkeypatch)
     with pytest.raises(ImagesUnavailable, match=f"expected to fetch {URL}.*no route to host.*by its path"):
         load_cifar10(edition=EDITION)
     assert files_in(cache) == []

@@ -49,26 +49,25 @@ def nested(*events):
     return events
 
 
-def step(start, end):
-    return event("ProfilerStep*", start, end, annotation=True)
+def attributed(end, *events, **options):
+    """The attention in a step of so many microseconds."""
+    return attribute(nested(event("ProfilerStep*", 0, end, annotation=True), *events), **options)
 
 
 def test_forward_and_backward_of_a_call():
     """Node 5 is created by ``aten::to``; node 6 by what follows, though the last operator inside records its number."""
-    found = attribute(
-        nested(
-            step(0, 100),
-            event("aten::linear", 1, 10, node=4),
-            event(ATTEND, 10, 30),
-            event("aten::to", 12, 14, node=5),
-            event("aten::view", 20, 22, node=6),
-            event("aten::transpose", 30, 31, node=6),
-            event(ENGINE + "TransposeBackward0", 40, 48, node=6, of=1),
-            event("TransposeBackward0", 41, 47, node=6, of=1),
-            event(ENGINE + "ToBackward0", 50, 65, node=5, of=1),
-            event("ToBackward0", 51, 60, node=5, of=1),
-            event(ENGINE + "MmBackward0", 65, 90, node=4, of=1),
-        )
+    found = attributed(
+        100,
+        event("aten::linear", 1, 10, node=4),
+        event(ATTEND, 10, 30),
+        event("aten::to", 12, 14, node=5),
+        event("aten::view", 20, 22, node=6),
+        event("aten::transpose", 30, 31, node=6),
+        event(ENGINE + "TransposeBackward0", 40, 48, node=6, of=1),
+        event("TransposeBackward0", 41, 47, node=6, of=1),
+        event(ENGINE + "ToBackward0", 50, 65, node=5, of=1),
+        event("ToBackward0", 51, 60, node=5, of=1),
+        event(ENGINE + "MmBackward0", 65, 90, node=4, of=1),
     )
     assert found.operators == {ATTEND: 1}
     assert (found.forward_seconds, found.backward_seconds) == pytest.approx((20e-6, 15e-6))
@@ -77,16 +76,14 @@ def test_forward_and_backward_of_a_call():
 
 
 def test_the_last_operator_before_the_backward():
-    found = attribute(
-        nested(
-            step(0, 50),
-            event("aten::scaled_dot_product_attention", 0, 10, node=7),
-            event("aten::_scaled_dot_product_flash_attention_for_cpu", 1, 9, node=8),
-            event(ENGINE + "AttentionBackward0", 20, 30, node=8, of=1),
-            event("aten::_scaled_dot_product_flash_attention_for_cpu_backward", 21, 29),
-            event(ENGINE + "ReshapeBackward0", 30, 35, node=7, of=1),
-            event(ENGINE + "torch::autograd::AccumulateGrad", 35, 45),
-        )
+    found = attributed(
+        50,
+        event("aten::scaled_dot_product_attention", 0, 10, node=7),
+        event("aten::_scaled_dot_product_flash_attention_for_cpu", 1, 9, node=8),
+        event(ENGINE + "AttentionBackward0", 20, 30, node=8, of=1),
+        event("aten::_scaled_dot_product_flash_attention_for_cpu_backward", 21, 29),
+        event(ENGINE + "ReshapeBackward0", 30, 35, node=7, of=1),
+        event(ENGINE + "torch::autograd::AccumulateGrad", 35, 45),
     )
     assert found.operators == {"aten::scaled_dot_product_attention": 1}
     assert found.backward_seconds == pytest.approx(15e-6)
@@ -94,54 +91,48 @@ def test_the_last_operator_before_the_backward():
 
 def test_an_engine_that_records_the_number_alone():
     """It is no forward operator, and its part is counted with the node's."""
-    found = attribute(
-        nested(
-            step(0, 50),
-            event(ATTEND, 0, 10),
-            event("aten::mm", 2, 8, node=3),
-            event(ENGINE + "MmBackward0", 20, 30, node=3),
-            event("MmBackward0", 21, 25, node=3, of=1),
-        )
+    found = attributed(
+        50,
+        event(ATTEND, 0, 10),
+        event("aten::mm", 2, 8, node=3),
+        event(ENGINE + "MmBackward0", 20, 30, node=3),
+        event("MmBackward0", 21, 25, node=3, of=1),
     )
     assert (found.forward_seconds, found.backward_seconds) == pytest.approx((10e-6, 10e-6))
 
 
 def test_nodes_of_another_thread_are_others():
-    found = attribute(
-        nested(
-            step(0, 100),
-            event(ATTEND, 0, 10),
-            event("aten::to", 1, 2, node=5),
-            event("aten::mm", 1, 2, node=5, thread=2),
-            event(ENGINE + "ToBackward0", 20, 30, node=5, of=1, thread=3),
-            event(ENGINE + "MmBackward0", 30, 70, node=5, of=2, thread=3),
-        )
+    found = attributed(
+        100,
+        event(ATTEND, 0, 10),
+        event("aten::to", 1, 2, node=5),
+        event("aten::mm", 1, 2, node=5, thread=2),
+        event(ENGINE + "ToBackward0", 20, 30, node=5, of=1, thread=3),
+        event(ENGINE + "MmBackward0", 30, 70, node=5, of=2, thread=3),
     )
     assert found.backward_seconds == pytest.approx(10e-6)
 
 
 def test_attention_in_a_backward_counts_once_and_as_backward():
     """As with checkpoints, which run the forward again, and where a backward calls the stock kernel."""
-    found = attribute(
-        nested(
-            step(0, 100),
-            event(ATTEND, 0, 10),
-            event("aten::to", 1, 2, node=1),
-            event("aten::add", 10, 11, node=2),
-            event(ENGINE + "CheckpointBackward", 20, 60, node=2, of=1),
-            event(ATTEND, 25, 40),
-            event("aten::to", 26, 27, node=9),
-            event(ENGINE + "ToBackward0", 60, 70, node=1, of=1),
-            event("aten::scaled_dot_product_attention", 61, 69),
-        )
+    found = attributed(
+        100,
+        event(ATTEND, 0, 10),
+        event("aten::to", 1, 2, node=1),
+        event("aten::add", 10, 11, node=2),
+        event(ENGINE + "CheckpointBackward", 20, 60, node=2, of=1),
+        event(ATTEND, 25, 40),
+        event("aten::to", 26, 27, node=9),
+        event(ENGINE + "ToBackward0", 60, 70, node=1, of=1),
+        event("aten::scaled_dot_product_attention", 61, 69),
     )
     assert found.operators == {ATTEND: 1}
     assert (found.forward_seconds, found.backward_seconds) == pytest.approx((10e-6, 25e-6))
 
 
 def test_without_attention_and_with_nothing_else():
-    assert attribute(nested(step(0, 10), event("aten::mm", 0, 10, node=1))).share == 0.0
-    assert attribute(nested(step(0, 10), event(ATTEND, 0, 10))).share == pytest.approx(1.0)
+    assert attributed(10, event("aten::mm", 0, 10, node=1)).share == 0.0
+    assert attributed(10, event(ATTEND, 0, 10)).share == pytest.approx(1.0)
     nothing = attribute([])
     assert nothing.share is None
     assert nothing.reason == "no time was recorded"
@@ -162,7 +153,7 @@ def test_without_attention_and_with_nothing_else():
     ],
 )
 def test_names(name, counted):
-    found = attribute(nested(step(0, 10), event(name, 0, 5)), "mine")
+    found = attributed(10, event(name, 0, 5), pattern="mine")
     assert found.share == pytest.approx(0.5 if counted else 0.0)
 
 
@@ -174,33 +165,30 @@ def test_names(name, counted):
     ],
 )
 def test_what_may_hold_attention_is_not_called_none(name):
-    found = attribute(nested(step(0, 10), event("aten::addmm", 0, 4), event(name, 4, 9)))
+    found = attributed(10, event("aten::addmm", 0, 4), event(name, 4, 9))
     assert found.share is None
     assert "attention" in found.reason
-    named = attribute(nested(step(0, 10), event(name, 4, 9)), re.escape(name))
+    named = attributed(10, event(name, 4, 9), pattern=re.escape(name))
     assert (named.share, named.reason) == (pytest.approx(0.5), "")
 
 
 def test_what_attention_is_written_out_of_is_something_else_beside_known_attention():
-    found = attribute(nested(step(0, 10), event(ATTEND, 0, 5), event("aten::bmm", 5, 9)))
+    found = attributed(10, event(ATTEND, 0, 5), event("aten::bmm", 5, 9))
     assert found.share == pytest.approx(0.5)
 
 
 def test_cuda_without_its_kernels():
     """Time of the host would be another quantity under the same name."""
-    found = attribute(nested(step(0, 10), event(ATTEND, 0, 5)), device="cuda:0")
+    found = attributed(10, event(ATTEND, 0, 5), device="cuda:0")
     assert (found.share, found.device_seconds, found.reason) == (None, None, "no kernels were recorded")
 
 
 def test_compiled_code_outside_attention_hides_what_is_in_it():
-    around = nested(
-        step(0, 10), event("Torch-Compiled Region: 0/0", 0, 9), event("aten::_flash_attention_forward", 1, 3)
-    )
-    found = attribute(around)
+    found = attributed(10, event("Torch-Compiled Region: 0/0", 0, 9), event("aten::_flash_attention_forward", 1, 3))
     assert found.share is None
     assert "compiled" in found.reason
     assert found.operators == {"aten::_flash_attention_forward": 1}
-    inside = attribute(nested(step(0, 10), event(ATTEND, 0, 5), event("Torch-Compiled Region: 0/0", 1, 4)))
+    inside = attributed(10, event(ATTEND, 0, 5), event("Torch-Compiled Region: 0/0", 1, 4))
     assert inside.share == pytest.approx(0.5)
 
 
@@ -213,16 +201,14 @@ def test_time_of_the_device():
     attend.append_kernel("mine", 0, 50)
     for launcher, name, took in ((inner, "gemm", 8), (other, "gemm", 20), (backward, "gemm_backward", 12)):
         launcher.append_kernel(name, 0, took)
-    found = attribute(
-        nested(
-            step(0, 40),
-            *(attend, inner, other, backward),
-            event("mine", 100, 150, annotation=True, **shadow),
-            event("gemm", 100, 108, **shadow),
-            event("gemm", 110, 130, **shadow),
-            event("gemm_backward", 130, 142, **shadow),
-        ),
-        "mine",
+    found = attributed(
+        40,
+        *(attend, inner, other, backward),
+        event("mine", 100, 150, annotation=True, **shadow),
+        event("gemm", 100, 108, **shadow),
+        event("gemm", 110, 130, **shadow),
+        event("gemm_backward", 130, 142, **shadow),
+        pattern="mine",
     )
     assert found.device_seconds == pytest.approx(20e-6)
     assert found.total_seconds == pytest.approx(40e-6)

@@ -300,7 +300,9 @@ def test_an_interrupt_is_not_swallowed() -> None:
         check_attention(make_layer, CAUSAL)
 
 
-def test_after_the_deadline_the_search_stops_with_what_it_has() -> None:
+def test_after_the_deadline_the_search_stops_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What stops a call that does not end is not to be met by a slow machine.
+    monkeypatch.setattr("biases.testing.check._GRACE", 300.0)
     kept = one(Mean, "finite-output", deadline=1e-9, max_examples=1000)
     assert kept.status == "passed"
     assert kept.examples == 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import math
 import os
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +83,25 @@ def local():
 CHECK = """
 
 if __name__ == "__main__":
+    import json
+
     from biases.testing import Traits, check_attention
 
     torch.set_num_threads(1)
-    (result,) = check_attention(
-        {factory}, Traits(causal=True), properties=["future-gradient"], max_examples=5, widths=[(8, 2)]
-    )
-    print(result.reproduce)
-    print("#", result.message.splitlines()[0])
+    for each in (Leaky, Outer.make):
+        (result,) = check_attention(
+            each, Traits(causal=True), properties=["future-gradient"], max_examples=5, widths=[(8, 2)]
+        )
+        print(json.dumps([result.reproduce, result.message]))
+"""
+REPLAY = """
+import json, runpy, sys
+
+for path in sys.argv[1:]:
+    try:
+        runpy.run_path(path)
+    except AssertionError as error:
+        print(json.dumps(str(error)))
 """
 
 
@@ -105,12 +118,29 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "nested_factories.py").write_text(FACTORIES)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("nested_factories")
+def messages_of(scripts: Sequence[str], folder: Path) -> list[str]:
+    """What each script fails with, in one process."""
+    names = [f"reproduce_{n}.py" for n in range(len(scripts))]
+    for name, script in zip(names, scripts, strict=True):
+        (folder / name).write_text(script)
+    done = run("-c", REPLAY, *names, folder=folder)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory):
+    """The module of factories, and the folder that it is imported from."""
+    folder = tmp_path_factory.mktemp("nested")
+    (folder / "nested_factories.py").write_text(FACTORIES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module("nested_factories"), folder
     del sys.modules["nested_factories"]
+
+
+@pytest.fixture
+def factories(nested):
+    return nested[0]
 
 
 def leak(make_layer) -> Result:
@@ -120,12 +150,23 @@ def leak(make_layer) -> Result:
     return result
 
 
-@pytest.mark.parametrize("path", ["Outer.make", "Outer.Inner", "Outer.build"])
-def test_a_factory_inside_a_class_is_reached_by_its_path(factories, path: str, tmp_path: Path) -> None:
-    result = leak(functools.reduce(getattr, path.split("."), factories))
+INSIDE = ("Outer.make", "Outer.Inner", "Outer.build")
+
+
+@pytest.fixture(scope="module")
+def replayed_inside(nested) -> dict[str, tuple[Result, str]]:
+    """The failure of each factory inside a class, and what its script fails with in another process."""
+    factories, folder = nested
+    results = [leak(functools.reduce(getattr, path.split("."), factories)) for path in INSIDE]
+    messages = messages_of([result.reproduce for result in results], folder)
+    return dict(zip(INSIDE, zip(results, messages, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("path", INSIDE)
+def test_a_factory_inside_a_class_is_reached_by_its_path(replayed_inside, path: str) -> None:
+    result, message = replayed_inside[path]
     assert f"import nested_factories; make_layer = nested_factories.{path}\n" in result.reproduce
-    (tmp_path / "reproduce.py").write_text(result.reproduce)
-    assert f"AssertionError: {result.message}" in run("reproduce.py", folder=tmp_path).stderr
+    assert message.startswith(result.message)
 
 
 def test_what_no_path_leads_to_is_left_to_be_filled_in(factories, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,20 +183,26 @@ def test_what_no_path_leads_to_is_left_to_be_filled_in(factories, monkeypatch: p
     assert how_to_import(replaced).startswith(FILL_IN)
 
 
-@pytest.mark.parametrize("factory", ["Leaky", "Outer.make"])
-@pytest.mark.parametrize("as_module", [False, True])
-def test_a_factory_of_the_script_being_run_is_imported_from_it(factory: str, as_module: bool, tmp_path: Path) -> None:
-    (tmp_path / "my_layers.py").write_text(FACTORIES + CHECK.format(factory=factory))
-    found = run(*(["-m", "my_layers"] if as_module else ["my_layers.py"]), folder=tmp_path)
-    assert "# my_layers is the script that was run" in found.stdout, found.stderr
-    (tmp_path / "reproduce.py").write_text(found.stdout)
-    done = run("reproduce.py", folder=tmp_path)
-    assert done.returncode == 1
-    assert f"AssertionError: {found.stdout.splitlines()[-1].removeprefix('# ')}" in done.stderr
+@pytest.fixture(scope="module", params=[["my_layers.py"], ["-m", "my_layers"]], ids=["script", "module"])
+def failures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, str]]:
+    """Script and message of each failure of a script that checks its own factories, and what the script fails with."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_layers.py").write_text(FACTORIES + CHECK)
+    found = run(*request.param, folder=folder)
+    assert found.returncode == 0, found.stderr
+    scripts, messages = zip(*map(json.loads, found.stdout.splitlines()), strict=True)
+    return list(zip(scripts, messages, messages_of(scripts, folder), strict=True))
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["Leaky", "Outer.make"])
+def test_a_factory_of_the_script_being_run_is_imported_from_it(failures, number: int) -> None:
+    script, message, replayed_message = failures[number]
+    assert "# my_layers is the script that was run" in script
+    assert replayed_message.startswith(message)
 
 
 def test_a_script_whose_name_cannot_be_imported_is_left_to_be_filled_in(tmp_path: Path) -> None:
-    (tmp_path / "my-layers.py").write_text(FACTORIES + CHECK.format(factory="Leaky"))
+    (tmp_path / "my-layers.py").write_text(FACTORIES + CHECK)
     assert FILL_IN in run("my-layers.py", folder=tmp_path).stdout
     code = (
         "from biases.testing.script import how_to_import\ndef make_layer(d, h): ...\nprint(how_to_import(make_layer))"
@@ -220,7 +267,8 @@ def test_what_cannot_be_written_as_python_is_left_to_be_filled_in(factories, mon
     assert max(map(len, lines)) <= 120
 
 
-def test_a_script_with_an_infinite_range_and_a_function_fails_as_the_check_did(factories, tmp_path: Path) -> None:
+def test_a_script_with_an_infinite_range_and_a_function_fails_as_the_check_did(nested) -> None:
+    factories, folder = nested
     (result,) = check_attention(
         factories.Gate,
         Traits(gate_range=(0, float("inf"))),
@@ -230,5 +278,5 @@ def test_a_script_with_an_infinite_range_and_a_function_fails_as_the_check_did(f
         max_examples=5,
     )
     assert result.status == "failed"
-    (tmp_path / "reproduce.py").write_text(result.reproduce)
-    assert f"AssertionError: {result.message}" in run("reproduce.py", folder=tmp_path).stderr
+    (folder / "reproduce.py").write_text(result.reproduce)
+    assert f"AssertionError: {result.message}" in run("reproduce.py", folder=folder).stderr

@@ -1,9 +1,8 @@
 import hashlib
-import io
-import urllib.error
 
 import pytest
 import torch
+from downloads import disconnect, own_cache, serve
 
 from biases.ablation import data
 from biases.ablation.data import Text, TextUnavailable, load_text
@@ -11,24 +10,14 @@ from biases.ablation.data import Text, TextUnavailable, load_text
 CONTENT = "To be, or not to be: that is the question.\n" * 5
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIASES_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+cache = pytest.fixture(own_cache)
 
 
 @pytest.fixture
 def served(monkeypatch):
-    """Serve CONTENT as the dataset, and count the downloads."""
-    calls = []
-
-    def urlopen(url, timeout):
-        calls.append(url)
-        return io.BytesIO(CONTENT.encode())
-
-    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+    """Serve CONTENT as the dataset, and list the downloads."""
     monkeypatch.setattr(data, "SHAKESPEARE_SHA256", hashlib.sha256(CONTENT.encode()).hexdigest())
-    return calls
+    return serve(monkeypatch, CONTENT.encode())
 
 
 def test_pydoc_is_english_and_split_nine_to_one():
@@ -88,7 +77,7 @@ def test_download_is_cached(cache, served):
 
 
 def test_wrong_download_is_refused_and_not_kept(cache, served, monkeypatch):
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"not Shakespeare"))
+    serve(monkeypatch, b"not Shakespeare")
     with pytest.raises(TextUnavailable, match=f"expected SHA-256 {data.SHAKESPEARE_SHA256}"):
         load_text("tinyshakespeare")
     assert not cache.exists() or not list(cache.iterdir())
@@ -104,10 +93,7 @@ def test_damaged_cache_is_refused_then_fetched_anew(cache, served):
 
 
 def test_no_network_names_the_file_and_the_alternatives(cache, monkeypatch):
-    def urlopen(url, timeout):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+    disconnect(monkeypatch)
     with pytest.raises(ValueError, match="no route to host") as caught:
         load_text("tinyshakespeare")
     for part in (data.SHAKESPEARE_URL, "--text FILE", "'pydoc'"):

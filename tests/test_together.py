@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablation_models import TEXT
+from ablation_models import TEXT, Trainable
 from torch import nn
 
 from biases import registry
@@ -168,7 +168,7 @@ def test_the_random_state_of_the_caller_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Outside(nn.Module):
+class Outside(Trainable):
     """Uses its scale past the module that holds it."""
 
     def __init__(self, vocab):
@@ -178,12 +178,6 @@ class Outside(nn.Module):
 
     def forward(self, tokens):
         return self.embedding(tokens) * self.kept[0]
-
-    def parameter_groups(self, weight_decay):
-        return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
-
-    def initial_std(self, name):
-        return None
 
 
 class Noisy(Outside):
@@ -220,20 +214,6 @@ def test_precision_is_part_of_the_identity_only_where_it_is_not_the_default():
     assert Cell.from_config(low.config) == low
     with pytest.raises(ValueError, match="precision"):
         replace(TRAIN, precision="float8")
-
-
-def test_the_id_of_a_published_cell():
-    model = ModelConfig(attention="standard", position="learned", layers=4, heads=4, dim=128, context=128, dropout=0.0)
-    train = TrainConfig(
-        steps=2000,
-        batch=16,
-        learning_rate=1e-3,
-        warmup=100,
-        weight_decay=0.1,
-        evaluate_every=500,
-        truncated_positions=2048,
-    )
-    assert Cell("standard", 0, model, train, "tinyshakespeare").id == "d90548afe4e5"
 
 
 def benchmark(out, *arguments):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from biases.claims.compared import enter
 from biases.claims.evidence import INCONCLUSIVE, Evidence
 from biases.claims.ledger import claim
@@ -12,55 +14,38 @@ GAIN = f"+0.103 (1.4742 to 1.3712), {ONE_SEED}"
 LOSSES = {"EGA-1": 1.3712, "EGA-C": 1.3745, "EGA-2": 1.3950, "EGA-4": 1.4088}  # Table 1
 REPLICATES = 0.0109  # the author's two runs of EGA-1, 1.3712 and 1.3821 (2605.26355 Table 1)
 
-enter(
+_beside_standard = partial(enter, paper=PAPER, study=STUDY, stated="better", metric="full", b="standard")
+
+_beside_standard(
     "ega-gain",
-    paper=PAPER,
     location="Table 1",
     statement="EGA lowers the validation loss of the standard model, on whole windows, as the paper measures it.",
-    study=STUDY,
-    stated="better",
     published=GAIN,
-    metric="full",
     a="ega",
-    b="standard",
 )
-enter(
+_beside_standard(
     "ega-gain-without-the-future",
-    paper=PAPER,
     location="Table 1 with section 3.2",
     statement="EGA, called strictly causal, lowers the loss also where the text ends at the token, as in generation.",
-    study=STUDY,
-    stated="better",
     published=f"{GAIN}, on whole windows only",
     metric="truncated",
     a="ega",
-    b="standard",
 )
-enter(
+_beside_standard(
     "ega-gain-of-a-causal-gate",
-    paper=PAPER,
     location="beside Table 1",
     kind="control",
     statement="Does an energy gate that is normalised over the prefix of each key, and so causal, lower the loss?",
-    study=STUDY,
-    stated="better",
     published=f"{GAIN}, of the gate that sees the window; none with a causal gate",
-    metric="full",
     a="ega-prefix",
-    b="standard",
 )
-enter(
+_beside_standard(
     "ega-gain-without-statistics",
-    paper=PAPER,
     location="beside Table 1",
     kind="control",
     statement="Does the energy gate lower the loss by itself, without normalisation?",
-    study=STUDY,
-    stated="better",
     published=f"{GAIN}, of the gate that is normalised over the window; none without",
-    metric="full",
     a="ega-token",
-    b="standard",
 )
 
 

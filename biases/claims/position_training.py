@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from biases.claims.compared import enter
 from biases.claims.gate_training import ONE_SEED
 
@@ -23,142 +25,114 @@ def corners(gate: str) -> dict[str, str]:
     }
 
 
-enter(
+_contrast = partial(enter, study=STUDY, stated="better", metric="full")
+_raw_product = partial(
+    enter,
+    paper=P3,
+    location="beside Table 5; the papers lack this control",
+    kind="control",
+    study=CONTROLS,
+    stated="equivalent",
+    published=BOUNDARY,
+    metric=RAW,
+    b="published",
+)
+
+_contrast(
     "superadditivity",
     paper=P2,
     location="Tables 1-3",
     statement="EGA and MoPE are complementary: together they gain more than the sum of their single effects.",
-    study=STUDY,
-    stated="better",
     published=EXCESS,
-    metric="full",
     **corners("ega"),
 )
-enter(
+_contrast(
     "superadditivity-without-the-future",
     paper=P2,
     location="beside Tables 1-3",
     kind="control",
     statement="Is the excess of EGA and MoPE over the sum there also where the text ends at the token?",
-    study=STUDY,
-    stated="better",
     published=f"{EXCESS}, on whole windows only",
     metric="truncated",
     **corners("ega"),
 )
-enter(
+_contrast(
     "superadditivity-of-a-causal-gate",
     paper=P2,
     location="beside Tables 1-3",
     kind="control",
     statement="Do a gate that is causal and MoPE gain more together than the sum of their single effects?",
-    study=STUDY,
-    stated="better",
     published=f"{EXCESS}, of the gate that sees the window; none with a causal gate",
-    metric="full",
     **corners("ega-prefix"),
 )
-enter(
+_contrast(
     "ega-mope-gain",
     paper=P2,
     location="Table 1",
     statement="EGA with MoPE is better than the standard model with the learned encoding.",
-    study=STUDY,
-    stated="better",
     published=f"+0.119 (1.4742 to 1.3550), {ONE_SEED}",
-    metric="full",
     a="ega+mope",
     b="standard+learned",
 )
-enter(
+_contrast(
     "mope-alone-is-worse",
     paper=P2,
     location="Table 2 (PE-MORLET)",
     statement="MoPE without the gate is worse than the learned encoding.",
-    study=STUDY,
     stated="worse",
     published=f"-0.032 (1.4742 to 1.5060), {ONE_SEED}",
-    metric="full",
     a="standard+mope",
     b="standard+learned",
 )
-enter(
+_contrast(
     "mope-encodes-position",
     paper=P3,
     location="beside section 3; the papers lack this control",
     kind="control",
     statement="Is a model with MoPE better than one without any encoding?",
-    study=STUDY,
-    stated="better",
     published="no model without an encoding was run",
-    metric="full",
     a="standard+mope",
     b="standard+none",
 )
-enter(
+_contrast(
     "mope-encodes-position-for-a-gate",
     paper=P3,
     location="beside section 3; the papers lack this control",
     kind="control",
     statement="With a causal gate, is MoPE better than no encoding?",
-    study=STUDY,
-    stated="better",
     published="no gated model without an encoding was run",
-    metric="full",
     a="ega-prefix+mope",
     b="ega-prefix+none",
 )
-enter(
+_contrast(
     "mope-beats-sinusoidal",
     paper=P3,
     location="Corollary 1; Tables 2 and 4",
     statement='MoPE "strictly outperforms" the sinusoidal encoding, of which it is a generalisation.',
-    study=STUDY,
-    stated="better",
     published=f"+0.080 (1.5863 to 1.5060), {ONE_SEED}",
-    metric="full",
     departs="the sinusoidal encoding scaled to the embeddings, where the published one has an amplitude of 1 beside "
     "embeddings of deviation 0.02",
     a="standard+mope",
     b="standard+sinusoidal-scaled",
 )
-enter(
+_contrast(
     "rope-gain",
     paper=P2,
     location="Table 2 (PE-ROPE)",
     statement="RoPE is better than the learned encoding.",
-    study=STUDY,
-    stated="better",
     published=f"+0.011 (1.4742 to 1.4637), {ONE_SEED}",
-    metric="full",
     departs="RoPE alone, where the published model keeps the learned encoding beside it",
     a="standard+rotary",
     b="standard+learned",
 )
-enter(
+_raw_product(
     "mope-raw-product-from-elsewhere",
-    paper=P3,
-    location="beside Table 5; the papers lack this control",
-    kind="control",
     statement="Started at 10 and without weight decay, does the raw product omega sigma, before the clamp, end where "
     "that of the published encoding does?",
-    study=CONTROLS,
-    stated="equivalent",
-    published=BOUNDARY,
-    metric=RAW,
     a="product-10-no-decay",
-    b="published",
 )
-enter(
+_raw_product(
     "mope-raw-product-without-decay",
-    paper=P3,
-    location="beside Table 5; the papers lack this control",
-    kind="control",
     statement="Without weight decay, does the raw product omega sigma, before the clamp, end where it does with it?",
-    study=CONTROLS,
-    stated="equivalent",
-    published=BOUNDARY,
-    metric=RAW,
     a="no-decay",
-    b="published",
 )
