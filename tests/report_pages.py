@@ -122,6 +122,7 @@ def ablation() -> dict:
             }
             cells[f"y{i}{j}"] = floor
     common = {"n": 6, "p_sign_flip": 0.03125, "p_smallest": 0.03125, "unit": "nats per character"}
+    common |= {"confidence": 0.95, "larger_is_better": False}
     contrasts = [
         {"name": "ega - standard, learned", "mean": -0.31, "interval": [-0.36, -0.26], "verdict": "better"},
         {"name": "ega - standard, mope", "mean": -0.35, "interval": [-0.43, -0.27], "verdict": "better"},
@@ -217,16 +218,17 @@ def claims() -> dict:
 
 
 def history() -> dict:
-    """A series with a step at its fourth commit, and one without."""
+    """A series with a step at its sixth commit, and one without."""
     common = {"benchmark": "operators.Cpu.time_call", "unit": "seconds"}
-    step = [{"at": 3, "ratio": 2.0}]
+    step = [{"at": 5, "before": 1e-3, "after": 2e-3, "ratio": 2.0}]
+    stepped = [1e-3] * 3 + [None, 1e-3] + [2e-3] * 5
     return {
         "machine": "bench-2c",
-        "commits": [{"hash": f"{i:08x}", "date": 1.7e12 + 1e9 * i} for i in range(6)],
+        "commits": [{"hash": f"{i:08x}", "date": 1.7e12 + 1e9 * i} for i in range(10)],
         "series": [
-            common | {"params": "alibi, 1024", "values": [1e-3, 1e-3, None, 2e-3, 2e-3, 2e-3], "steps": step},
-            common | {"params": "ega, 1024", "values": [3e-3] * 6, "steps": []},
-            common | {"params": "swat, 1024", "values": [None] * 5 + [4e-3], "steps": []},
+            common | {"params": "alibi, 1024", "values": stepped, "steps": step},
+            common | {"params": "ega, 1024", "values": [3e-3] * 10, "steps": []},
+            common | {"params": "swat, 1024", "values": [None] * 9 + [4e-3], "steps": []},
         ],
         "command": "asv run",
         "file": "results/asv",
@@ -235,8 +237,9 @@ def history() -> dict:
 
 def gallery() -> list[dict]:
     """Pictures of the forms that the zoo's have, small."""
-    falling = [[1.0, None, None], [0.4, 0.6, None], [0.1, 0.3, 0.6]]
-    pixels = [[1e-3, 0.1, None], [0.1, 1.0, None], [None, None, None]]
+    side = range(14)
+    falling = [[0.5 ** (query - key) if key <= query else None for key in side] for query in side]
+    pixels = [[0.5 ** (row + column) if row + column < 9 else None for column in side] for row in side]
     return [
         {
             "name": "alibi",
@@ -249,15 +252,19 @@ def gallery() -> list[dict]:
             "weights": {"head 1": falling},
             "profile": {"head 1": {"distance": [0, 1], "weight": [1.0, 1.0]}},
             "gate": {"head 1": [0.2, 0.9, 0.5]},
+            "gates": {"output": falling},
+            "mixing": {"head 1": {"lag": [-1, 0, 1], "weight": [0.2, 0.5, 0.3]}},
             "response": {"head 1": {"energy": [-1.0, 0.0, 1.0], "gate": [0.2, 0.5, 0.9]}},
             "influence": falling,
         },
         {
             "name": "manhattan",
             "query": [1, 1],
+            "maps": {"head 1": pixels},
+            "left": ["mask", "decay"],
             "influence": pixels,
             "alone": pixels,
-            "regions": {"shifted": [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [2.0, 2.0, 3.0]]},
+            "regions": {"shifted": [[2.0 * (row > 9) + (column > 9) for column in side] for row in side]},
         },
         {
             "name": "sinusoidal",

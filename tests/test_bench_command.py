@@ -166,6 +166,22 @@ def test_a_missing_device_is_bad_input(capsys):
     assert "expected one of the 0 CUDA devices" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_written_is_bad_input(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "below"):
+        assert main(["bench", "alibi", *TINY, "--out", str(place)]) == 2
+        assert "--out: expected a file that can be written" in capsys.readouterr().err
+
+
+def test_a_pipe_gets_the_whole_once(tmp_path, capsys):
+    code = [sys.executable, "-c", "import sys; from biases.cli import main; sys.exit(main(sys.argv[1:]))"]
+    done = subprocess.run([*code, "bench", "alibi", *TINY, "--out", "/dev/stdout"], capture_output=True, text=True)
+    assert done.returncode == 0
+    found, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert found["complete"]
+    assert "{" not in done.stdout[end:]
+
+
 def test_results_are_written_as_they_come(capsys, monkeypatch, tmp_path):
     """What was measured before an interruption is in the file and on the screen."""
     out, measure = tmp_path / "deep" / "out.json", running.measure
@@ -188,7 +204,8 @@ def test_results_are_written_as_they_come(capsys, monkeypatch, tmp_path):
 def test_a_table_for_people(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["bench", "alibi", "swin", *TINY, "--length", "60"]) == 0
-    out = capsys.readouterr().out
+    # The note below the table is as wide as the table, which is as wide as the times.
+    out = " ".join(capsys.readouterr().out.split())
     for text in (
         "alibi",
         "ratio",

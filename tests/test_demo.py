@@ -204,10 +204,10 @@ def test_the_report_shows_each_arm_in_its_own_cell(demo: Demo) -> None:
     arms = demo.results["ablation"]["arms"]
     shown = view(demo.results["ablation"])["interactions"][0]["cells"]
     assert len(shown) == 4
-    for attention, position, mean in shown:
+    for attention, position, mean, _ in shown:
         losses = arms[f"{attention}+{position}"]["full"].values()
         assert float(mean) == pytest.approx(sum(losses) / len(losses), abs=1e-3)
-    assert len({mean for _, _, mean in shown}) > 1
+    assert len({mean for _, _, mean, _ in shown}) > 1
 
 
 def test_cells_belong_to_a_text_and_to_the_code(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ import torch
 
 from biases import zoo
 from biases.backends import RelativeTerm
-from biases.decays import alibi_slopes
+from biases.decays import alibi_slopes, rmt_log_rates
 from biases.registry import VARIANTS, register
-from biases.report import gallery
+from biases.report import gallery, probes
+from biases.report.charts import gallery as charts
 from biases.report.pictures import SIDE, TOKENS, picture, pictures
 from biases.report.thumbnails import thumbnail
 from biases.traits import Traits
@@ -74,6 +75,94 @@ def test_windows_are_regions_and_shifting_makes_more(drawn: dict) -> None:
     assert len({value for row in shifted for value in row}) == 9
 
 
+@pytest.mark.parametrize("name", ["manhattan", "manhattan-decomposed"])
+def test_the_weights_of_a_pixel_fall_with_its_manhattan_distance(drawn: dict, name: str) -> None:
+    """Queries and keys being alike, both forms have the decay alone, its rows summing to 1."""
+    row, column = drawn[name]["query"]
+    rates = rmt_log_rates(4)
+    pixels = torch.arange(SIDE, dtype=torch.float64)
+    distance = (pixels - row).abs()[:, None] + (pixels - column).abs()
+    for title, rate in (("head 1", rates[0]), ("head 4", rates[3])):
+        expected = torch.softmax((rate * distance).flatten(), 0).view(SIDE, SIDE)
+        torch.testing.assert_close(torch.tensor(drawn[name]["maps"][title], dtype=torch.float64), expected)
+
+
+def test_weights_of_windows_end_where_their_region_does(drawn: dict) -> None:
+    for name in ("swin", "gated-swin-retention", "gated-swin-swat"):
+        row, column = drawn[name]["query"]
+        for shift, regions in drawn[name]["regions"].items():
+            inside = torch.tensor(regions) == regions[row][column]
+            for head in ("head 1", "head 4"):
+                weights = drawn[name]["maps"][f"{head}, {shift}"]
+                seen = torch.tensor([[value is not None for value in line] for line in weights])
+                assert torch.equal(seen, inside), (name, shift, head)
+
+
+def test_captions_name_what_the_weights_are_made_of(drawn: dict) -> None:
+    """A mask leaves blanks, and nothing but a mask leaves all others of a row alike."""
+    for name, each in drawn.items():
+        if "left" not in each:
+            continue
+        lines = [line for rows in each.get("weights", {}).values() for line in rows]
+        lines += [list(itertools.chain(*rows)) for rows in each.get("maps", {}).values()]
+        assert ("mask" in each["left"]) == any(None in line for line in lines), name
+        assert ("gate" in each["left"]) == ("gate" in each), name
+        known = [[value for value in line if value is not None] for line in lines]
+        alike = all(max(line) - min(line) < 1e-12 for line in known)
+        assert alike == (set(each["left"]) <= {"mask"}), name
+        # The gate of EGA is no bias, and the decay of RMT no gate.
+        declared = zoo.factory(name).traits.decay
+        if "gate" not in each["left"] and not alike:
+            assert declared is not None or "bias" in each["left"], name
+        for title, about, _ in gallery._charts(each):
+            if title.startswith("Weights"):
+                words = ", ".join(gallery.LEFT[part] for part in each["left"])
+                assert about.replace(" and the", ", the").count(f"what is left is {words}") == 1, (name, about)
+
+
+def test_a_layer_that_is_built_otherwise_has_no_weights_of_pixels() -> None:
+    class Windowed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.output = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.output(self.value(x.flatten(1, 2))).view_as(x)
+
+    x = torch.zeros(1, 3, 3, 4)
+    assert probes.pixel_weights(Windowed(), x) is None
+    assert probes.pixel_weights(torch.nn.Identity(), x) is None
+
+
+def test_gates_on_values_and_outputs_are_drawn(drawn: dict) -> None:
+    elementwise, headwise = (torch.tensor(drawn[name]["gates"]["output"]) for name in ("g1", "g1-headwise"))
+    for gate in (elementwise, headwise):
+        assert gate.shape[0] == TOKENS
+        assert 0.0 < gate.min() < gate.max() < 1.0
+    by_head = headwise.view(TOKENS, 4, -1)
+    assert torch.equal(by_head, by_head[..., :1].expand_as(by_head))
+    values = torch.tensor(drawn["swiglu-value"]["gates"]["values"])
+    # The least value of SiLU.
+    assert -0.2785 < values.min() < 0.0
+    assert [len(rows) for rows in drawn["gated-swin-swat"]["gates"].values()] == [SIDE]
+
+
+def test_a_kernel_over_lags_is_drawn(drawn: dict) -> None:
+    for kernel in drawn["conv-lag-4"]["mixing"].values():
+        reached = [lag for lag, weight in zip(kernel["lag"], kernel["weight"], strict=True) if weight]
+        assert reached == list(range(-4, 5))
+        assert sum(kernel["weight"]) == pytest.approx(1.0)
+
+
+def test_regions_are_categories() -> None:
+    figure = charts.regions([[0.0, 1.0], [2.0, None]])
+    (trace,) = figure["data"]
+    assert trace["colorbar"]["ticktext"] == ["1", "2", "3"]
+    assert [stop for stop, _ in trace["colorscale"]] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1])
+    assert len({colour for _, colour in trace["colorscale"]}) == 3
+    assert (trace["zmin"], trace["zmax"]) == (-0.5, 2.5)
+
+
 def test_a_published_encoding_dies_out_and_a_rotation_does_not(drawn: dict) -> None:
     def size(name: str, position: int) -> float:
         return sum((value or 0.0) ** 2 for value in drawn[name]["encoding"][position])
@@ -115,6 +204,13 @@ def test_thumbnails_are_images() -> None:
     assert found.getpixel((2, 0))[3] == 0
     assert found.getpixel((0, 0)) == (68, 1, 84, 255)
     assert found.getpixel((1, 0)) == (253, 231, 37, 255)
-    signed = thumbnail([[-2.0, 0.0, 1.0]], symmetric=True)
-    middle = image.open(io.BytesIO(base64.b64decode(signed.partition(",")[2]))).convert("RGB").getpixel((1, 0))
-    assert min(middle) > 235
+    signed = thumbnail([[-2.0, 0.0, 2.0]], symmetric=True)
+    small = image.open(io.BytesIO(base64.b64decode(signed.partition(",")[2]))).convert("RGB")
+    scale = charts.heatmap([[-2.0, 0.0, 2.0]], "x", "y", symmetric=True)["data"][0]["colorscale"]
+    # As the chart that it stands for: blue is low.
+    for place, colour in ((0, scale[0][1]), (2, scale[-1][1])):
+        assert small.getpixel((place, 0)) == tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    red, _, blue = small.getpixel((0, 0))
+    assert blue > red
+    middle = small.getpixel((1, 0))
+    assert max(middle) - min(middle) < 10

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import struct
 import threading
+import time
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -35,6 +39,10 @@ ROW = {
 }
 
 
+CHECK = {"subject": "a", "property": "p", "promise": "A promise.", "status": "passed", "examples": 1}
+HUGE = {"batch": 10**400, "length": 1}
+
+
 def bench_document() -> dict:
     rows = []
     for length in (256, 1024):
@@ -63,7 +71,7 @@ def study(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asv_results(tmp_path: Path) -> Path:
-    """Three commits before a step and three after it, as asv writes them."""
+    """Five commits before a step and five after it, as asv writes them."""
     folder = tmp_path / "asv"
     (folder / "box").mkdir(parents=True)
     params = [["'alibi'", "'ega'"]]
@@ -74,8 +82,8 @@ def asv_results(tmp_path: Path) -> Path:
     }
     dump(folder / "benchmarks.json", {**benchmarks, "version": 2})
     dump(folder / "box" / "machine.json", {"machine": "box", "version": 1})
-    for index in range(6):
-        value = (1.0 if index < 3 else 2.0) + 1e-3 * index
+    for index in range(10):
+        value = (1.0 if index < 5 else 2.0) + 1e-3 * index
         run = {
             "commit_hash": str(index) * 40,
             "env_name": "checkout",
@@ -116,8 +124,9 @@ def test_inputs_are_recognised_by_content(study: Path, tmp_path: Path, capsys) -
     assert told["bytes"] == out.stat().st_size
     page = Page(out.read_text(encoding="utf-8"))
     text = page.text()
-    for path, command in zip(files, ("check", "bench", "claims"), strict=True):
-        assert f"Made by biases {command} from {path}." in text
+    # A document that names its command is believed.
+    for path, command in zip(files, ("a run of biases check", "a run of biases bench", "biases claims"), strict=True):
+        assert f"Made by {command} from {path}." in text
     assert "sight (tiny)" in text
     titles = [figure["title"] for figure in page.figures().values()]
     heading = "operator, cpu, float32, batch 2, heads 4, head dim 64, forward"
@@ -142,8 +151,9 @@ def test_a_study_shows_its_statistics_and_its_broken_cell(study: Path) -> None:
     assert lines[0]["x"] == ["learned", "mope"]
     for line in lines:
         for position, mean in zip(line["x"], line["y"], strict=True):
-            values = part["arms"][f"{line['name']}+{position}"]["full"].values()
-            assert mean == pytest.approx(sum(values) / len(values), rel=1e-4)
+            found = part["arms"][f"{line['name']}+{position}"]["full"]
+            values = [found[str(seed)] for seed in rows["both"]["seeds"]]
+            assert mean == pytest.approx(sum(values) / 7, rel=1e-4)
     forest = shown["Paired effects"]["data"][0]
     assert forest["marker"]["symbol"] == ["square"] * 4 + ["square-open"]
 
@@ -155,7 +165,7 @@ def test_the_history_of_asv_has_its_steps(asv_results: Path) -> None:
     (series,) = part["series"]
     assert (series["benchmark"], series["params"]) == ("a.time_call", "alibi")
     (step,) = series["steps"]
-    assert step["at"] == 3
+    assert step["at"] == 5
     assert step["ratio"] == pytest.approx(2.0, rel=0.01)
 
 
@@ -163,7 +173,7 @@ def test_a_value_weighs_as_much_as_it_is_certain(asv_results: Path) -> None:
     for path in asv_results.glob("box/*-checkout.json"):
         run = json.loads(path.read_text())
         # What lies before the step was hardly measured.
-        wide = 2.0 if run["date"] % 10 < 3 else 1e-3
+        wide = 2.0 if run["date"] % 10 < 5 else 1e-3
         run["result_columns"] += ["stats_ci_99_a", "stats_ci_99_b"]
         for columns in run["results"].values():
             value = columns[0][0]
@@ -205,7 +215,7 @@ def test_one_study_is_shown_once_with_the_most_cells(study: Path, tmp_path: Path
         (fewer / "cells" / path.name).write_bytes(path.read_bytes())
     found = gather([tmp_path / "runs"])
     assert [part["file"] for part in found.sections["ablation"]] == [str(study)]
-    assert found.skipped == [(str(fewer), f"shown from {study}")]
+    assert found.skipped == [(str(fewer), f"the same results are shown from {study}")]
 
 
 def test_without_results_the_page_says_how_to_get_them(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -243,14 +253,48 @@ def test_foreign_files_are_refused_by_name(content: str, got: str, tmp_path: Pat
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("document", "got"),
+    [
+        ({"schema": 1, "results": [], "summary": {}}, "expected results of `biases check`, got no results in it"),
+        ({"schema": 1, "complete": False, "rows": []}, "expected results of `biases bench`, got no results in it"),
+        ({"schema": 1, "claims": [], "summary": {}}, "expected results of `biases claims`, got no results in it"),
+        ({"results": [{**CHECK, "examples": 10**400}]}, "got examples of a result: expected a number of at most"),
+        ({"rows": [{**ROW, "samples": {}, "peak_bytes": 10**400}]}, "got peak_bytes of a benchmark: expected a number"),
+        ({"rows": [{**ROW, "samples": {"median": 1.0}, "setting": HUGE}]}, "got OverflowError"),
+        ({"rows": [{**ROW, "samples": {"median": -1}}]}, "got seconds_median of a benchmark: expected 0 or more"),
+        ({"rows": [{**ROW, "samples": {}, "ratio": {"value": -2}}]}, "got ratio of a benchmark: expected 0 or more"),
+    ],
+)
+def test_files_without_results_and_with_impossible_ones_are_refused(
+    document: dict, got: str, tmp_path: Path, capsys
+) -> None:
+    path = dump(tmp_path / "results.json", document)
+    assert cli.main(["report", str(path), "--out", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert got in error
+
+
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = dump(tmp_path / "check.json", {})
+
+    def broken(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    assert cli.main(["report", str(path), "--out", str(tmp_path / "page.html")]) == 2
+    expected = f"{path}: expected a file or folder that can be read, got Input/output error"
+    assert expected in capsys.readouterr().err
+
+
 def test_absent_and_empty_inputs_are_refused(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     for argument, got in (("absent", "got no such file or folder"), ("empty", "got a folder without any")):
         assert cli.main(["report", str(tmp_path / argument)]) == 2
         assert got in capsys.readouterr().err
-    for out in (tmp_path, tmp_path / "absent" / "page.html"):
-        assert cli.main(["report", "--out", str(out)]) == 2
-        assert "report path" in capsys.readouterr().err
+    assert cli.main(["report", "--out", str(tmp_path)]) == 2
+    assert "--out: expected a file that can be written" in capsys.readouterr().err
 
 
 def test_the_server_has_one_page_on_loopback(tmp_path: Path) -> None:
@@ -262,7 +306,8 @@ def test_the_server_has_one_page_on_loopback(tmp_path: Path) -> None:
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            answers = [ask(port, *request) for request in (("GET", "/"), ("HEAD", "/"), ("GET", "/../page.html"))]
+            requests = (("GET", "/"), ("HEAD", "/"), ("GET", "/../page.html"), ("GET", "//"))
+            answers = [ask(port, *request) for request in requests]
             page.unlink()
             answers.append(ask(port, "GET", "/"))
             with pytest.raises(ValueError, match=f"--serve: expected a free address, got 127.0.0.1:{port}"):
@@ -270,11 +315,40 @@ def test_the_server_has_one_page_on_loopback(tmp_path: Path) -> None:
         finally:
             listening.shutdown()
             thread.join()
-    assert [status for status, _ in answers] == [200, 200, 404, 404]
+    assert [status for status, _ in answers] == [200, 200, 404, 404, 404]
     assert answers[0][1] == b"<!DOCTYPE html><title>x</title>"
     assert answers[1][1] == b""
     with pytest.raises(ValueError, match="--port: expected 0 to 65535, got 70000"):
         server(page, port=70000)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, capfd) -> None:
+    page = tmp_path / "page.html"
+    page.touch()
+    os.truncate(page, 2**25)
+    before = threading.active_count()
+    with server(page) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with socket.create_connection(listening.server_address[:2], timeout=10) as reader:
+                # Closed with a reset, while most of the page is still to come.
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reader.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                assert reader.recv(100).startswith(b"HTTP/1.0 200")
+            end = time.monotonic() + 10
+            while threading.active_count() > before + 1 and time.monotonic() < end:
+                time.sleep(0.01)
+            assert threading.active_count() == before + 1
+        finally:
+            listening.shutdown()
+            thread.join()
+        assert capfd.readouterr().err == ""
+        try:
+            raise RuntimeError("a fault of the server")
+        except RuntimeError:
+            listening.handle_error(None, ("127.0.0.1", 1))
+        assert "a fault of the server" in capfd.readouterr().err
 
 
 def ask(port: int, method: str, path: str) -> tuple[int, bytes]:

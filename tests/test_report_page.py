@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from importlib import resources
 
 import pytest
 
@@ -145,9 +146,7 @@ def test_write_is_atomic(tmp_path, monkeypatch) -> None:
         write({"title": "second"}, target)
     assert target.read_text(encoding="utf-8") == before
     assert os.listdir(tmp_path) == ["report.html"]
-    with pytest.raises(ValueError, match="an existing folder"):
-        write({}, tmp_path / "absent" / "report.html")
-    with pytest.raises(ValueError, match="a file name"):
+    with pytest.raises(ValueError, match="report path: expected a file that can be written"):
         write({}, tmp_path)
 
 
@@ -156,3 +155,47 @@ def test_results_are_not_changed() -> None:
     before = copy.deepcopy(results)
     render(results)
     assert results == before
+
+
+def _palettes() -> list[dict[str, str]]:
+    """The colours of the light theme, and those of the dark one, by how it is chosen."""
+    style = resources.files("biases.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    blocks = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in re.findall(r":root[^{]*{([^}]*)}", style)
+    ]
+    light, *dark = blocks
+    assert len(dark) == 2
+    return [light, *({**light, **block} for block in dark)]
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", range(3))
+def test_colours_of_charts_stand_out_from_their_ground(theme: int) -> None:
+    palette = _palettes()[theme]
+    names = [name for name in palette if re.match("series|passed|failed|error|xfailed|xpassed|not_applicable", name)]
+    assert len(names) == 13
+    grounds = [_luminance(palette[name]) for name in ("surface", "bg")]
+    for name in names:
+        for ground in grounds:
+            low, high = sorted((_luminance(palette[name]), ground))
+            # WCAG 2.1, 1.4.11: graphics.
+            assert (high + 0.05) / (low + 0.05) >= 3.0, name
+
+
+def test_both_ways_to_the_dark_theme_have_one_palette() -> None:
+    _, by_device, by_choice = _palettes()
+    assert by_device == by_choice
+
+
+def test_the_page_says_of_no_number_that_it_is_in_a_table_where_it_is_not(full: Page) -> None:
+    assert "Every number that was measured" not in full.text()
+    told = [d["aria-label"] or "" for d in full.all("div") if d.get("class") == "chart"]
+    history = next(label for label in told if label.startswith("operators: time of call"))
+    assert history.endswith("The first and the last values are in the table of this section.")
+    tables = {d["aria-label"] for d in full.all("div") if d.get("role") == "region"}
+    assert {"Table of learning curves", "Table of verdicts by paper", "Table of the history"} <= tables

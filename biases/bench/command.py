@@ -12,7 +12,7 @@ import torch
 
 from biases._checks import fail
 from biases._exit_codes import INTERRUPTED
-from biases._files import write_atomically
+from biases._files import is_stream, writable_file, write_atomically
 from biases.attention import BACKENDS
 from biases.bench.cases import DIRECTIONS
 from biases.bench.ceilings import Ceilings
@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     """``biases bench [NAME...]``: returns the exit code.
 
     Raises:
-        ValueError: names, sizes, dtype or device that cannot be measured, before anything is.
+        ValueError: names, sizes, dtype or device that cannot be measured, or a file that cannot be written, before
+            anything is measured.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -75,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
     from biases.bench.run import bench
 
     plan = plan_of(options)
+    if options.out:
+        writable_file("--out", options.out)
     rows: list[Row] = []
     rates: Mapping[str, Ceilings] = {}
     machine, interrupted = facts(), False
@@ -91,10 +94,12 @@ def run(options: argparse.Namespace) -> int:
         }
 
     def save(complete: bool) -> None:
-        if options.out:
-            write_atomically(Path(options.out), (json.dumps(document(complete), indent=1) + "\n").encode())
+        write_atomically(Path(options.out), (json.dumps(document(complete), indent=1) + "\n").encode())
 
-    save(False)
+    # To a pipe only the whole is written.
+    kept = bool(options.out) and not is_stream(options.out)
+    if kept:
+        save(False)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
 
@@ -105,10 +110,12 @@ def run(options: argparse.Namespace) -> int:
             for found, measured in bench(plan, advance):
                 rates = measured
                 rows += found
-                save(False)
+                if kept:
+                    save(False)
         except KeyboardInterrupt:
             interrupted = True
-    save(not interrupted)
+    if options.out:
+        save(not interrupted)
     if options.json:
         print(json.dumps(document(not interrupted), indent=1))
     else:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from biases._checks import fail
-from biases.report import text
+from biases.report import effects, text
 from biases.report.charts import study as charts
-from biases.report.effects import UNIT, contrast, grid
 
 LEAK = 1e-4
 """Nats per character; the truncated loss of a causal model differs from its full one by less, by rounding only."""
 REFUSED = "refused"
-MEASURE = f"validation loss, {UNIT}"
+MEASURE = f"validation loss, {effects.UNIT}"
+BAND = "range that the results give for it"
 MOST_POINTS = 80
-"""Points of a curve above which every second one is left out, until there are fewer."""
+"""Points of a curve above which only every n-th one, and the last, is shown."""
 
 
 def _curve(arm: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def _curve(arm: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     stride = 1 + len(steps) // MOST_POINTS
     # The last point is what the tables are about.
     kept = sorted({*range(0, len(steps), stride), *([len(steps) - 1] if steps else [])})
-    return {key: [values[i] for i in kept] for key, values in {"steps": steps, **found}.items()}
+    shown = {key: [values[i] for i in kept] for key, values in {"steps": steps, **found}.items()}
+    return {**shown, "thinned": len(kept) < len(steps)}
 
 
 def _arm(name: str, raw: object) -> dict[str, Any]:
@@ -65,21 +66,50 @@ def _mean(values: Mapping[str, float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _interactions(part: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
-    """Each with its contrast (``None`` where it is among the others), its cells for a table, and its figure."""
+def _curves(arms: Sequence[Mapping[str, Any]], part: Mapping[str, Any], measure: str) -> dict[str, Any] | None:
+    """The figure of the learning curves, what it shows in words, and its points for a table."""
+    drawn = {a["name"]: a["curve"] for a in arms if any(v is not None for v in a["curve"]["mean"])}
+    if not drawn:
+        return None
+    caption = f"Mean over seeds; the band is the {text.words(part.get('band') or BAND)}."
+    if any(curve["thinned"] for curve in drawn.values()):
+        caption += " Of the steps that were recorded, every n-th and the last are shown."
+    start = charts.first_shown(drawn.values())
+    cut = "" if start is None else f" The axes begin at step {start:.15g}; the values before are in the table below."
+    points = [
+        (name, f"{step:.15g}", text.number(mean, decimals=text.places(low, high)), text.span(low, high))
+        for name, curve in drawn.items()
+        for step, mean, low, high in zip(curve["steps"], curve["mean"], curve["low"], curve["high"], strict=True)
+        if step is not None
+    ]
+    return {"figure": charts.curves(drawn, measure), "about": caption + cut, "caption": caption, "points": points}
+
+
+def _interactions(
+    part: Mapping[str, Any], measure: str, contrasts: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each with its contrast, which is that of its name where it is listed, its cells for a table, and its figure."""
     found = []
     for raw in text.parts(part, "interaction"):
         factors = text.section(raw, "factors") or text.section(part, "factors")
-        placed = grid(text.section(raw, "cells") or text.section(raw, "cell_means"), factors)
-        known = any(cell["mean"] is not None for inner in placed.values() for cell in inner.values())
+        placed = effects.grid(text.section(raw, "cells") or text.section(raw, "cell_means"), factors)
+        cells = [cell for inner in placed.values() for cell in inner.values()]
+        known = any(cell["mean"] is not None for cell in cells)
         title, shown = text.words(raw.get("name") or "interaction"), text.words(raw.get("measure") or measure)
         found.append(
             {
                 "name": title,
-                "contrast": None if raw.get("listed") else contrast(raw, "interaction"),
+                "listed": bool(raw.get("listed")),
+                "contrast": contrasts[title] if raw.get("listed") else effects.contrast(raw, "interaction"),
+                "whiskers": any(cell["low"] is not None for cell in cells),
                 "factors": [str(factor) for factor in factors],
                 "cells": [
-                    (level, other, text.number(cell["mean"]))
+                    (
+                        level,
+                        other,
+                        text.number(cell["mean"], decimals=text.places(cell["low"], cell["high"])),
+                        text.span(cell["low"], cell["high"]),
+                    )
                     for level, inner in placed.items()
                     for other, cell in inner.items()
                 ],
@@ -111,18 +141,22 @@ def view(part: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         part: ``arms`` (name -> ``curve``, ``full`` and ``truncated`` by seed, ``leak_mean``, ``leak_interval``,
-            ``statuses``), ``contrasts``, ``interaction`` (one or several), ``factors``, ``measure`` (of ``full``, with
-            its unit), ``curve_measure``, ``config``, ``question``, ``notes``, ``failed``, ``missing``, ``left_out``.
+            ``statuses``), ``contrasts``, ``interaction`` (one or several; one that is ``listed`` is the contrast of its
+            name), ``factors``, ``confidence`` (of all intervals), ``measure`` (of ``full``, with its unit),
+            ``curve_measure``, ``band`` (what that of the curves is, in words), ``config``, ``question``, ``notes``,
+            ``failed``, ``missing``, ``left_out``.
 
     Raises:
-        ValueError: a value has the wrong type, or a curve's lists differ in length.
+        ValueError: a value has the wrong type, a curve's lists differ in length, or intervals in their level.
     """
     measure = text.words(part.get("measure") or MEASURE)
     arms = [_arm(str(name), raw) for name, raw in text.section(part, "arms").items()]
-    drawn = {a["name"]: a["curve"] for a in arms if any(v is not None for v in a["curve"]["mean"])}
-    interactions = _interactions(part, measure)
-    contrasts = [contrast(raw) for raw in text.rows(part, "contrasts")]
-    contrasts += [each["contrast"] for each in interactions if each["contrast"]]
+    contrasts = [effects.contrast(raw) for raw in text.rows(part, "contrasts")]
+    interactions = _interactions(part, measure, {row["name"]: row for row in contrasts})
+    contrasts += [each["contrast"] for each in interactions if not each["listed"]]
+    level = effects.confidence(contrasts, text.finite("confidence", part.get("confidence")))
+    for each in interactions:
+        each["about"] = effects.about_interaction(each["contrast"], level, whiskers=each["whiskers"])
     leaking = [a for a in arms if a["truncated_mean"] is not None and a["leak_mean"] is not None]
     return {
         "question": "" if part.get("question") is None else str(part["question"]),
@@ -132,29 +166,32 @@ def view(part: Mapping[str, Any]) -> dict[str, Any]:
         "contrasts": contrasts,
         "interactions": interactions,
         "gaps": _gaps(part),
-        "curves": charts.curves(drawn, text.words(part.get("curve_measure") or measure)) if drawn else None,
-        "forests": _forests(contrasts),
+        "interval": effects.interval_words(level),
+        "curves": _curves(arms, part, text.words(part.get("curve_measure") or measure)),
+        "forests": _forests(contrasts, level),
+        "about_effects": effects.about_table(contrasts, level),
         "leaks": charts.leaks(leaking, measure) if leaking else None,
         "truncated": any(a["truncated_mean"] is not None for a in arms),
-        "holm": any(row["p_holm"] != text.DASH for row in contrasts),
+        "columns": {key for key in ("p", "p_holm", "bound") if any(row[key] != text.DASH for row in contrasts)},
         "config": text.facts(text.section(part, "config")),
         "provenance": text.facts(text.section(part, "provenance")),
     }
 
 
-def _forests(contrasts: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """(unit, figure): effects in different units have no common axis."""
+def _forests(contrasts: Sequence[Mapping[str, Any]], level: float | None) -> list[tuple[str, Any, str]]:
+    """(unit, figure, what it shows): effects in different units have no common axis."""
     units: dict[str, list[Mapping[str, Any]]] = {}
     for row in contrasts:
         if row["mean"] is not None:
             units.setdefault(row["unit"], []).append(row)
-    return [(unit, charts.forest(rows, unit)) for unit, rows in units.items()]
+    return [(unit, charts.forest(rows, unit), effects.about_forest(rows, level)) for unit, rows in units.items()]
 
 
 def findings(shown: Mapping[str, Any]) -> list[str]:
     """Sentences for the overview: the declared effects as they were judged, and any leak."""
     sentences = [
-        f"{row['name']}: {row['effect']} {row['unit']} {row['interval']} over {row['n']} seeds, {row['verdict']}."
+        f"{row['name']}: {row['effect']} {row['unit']}, {shown['interval']} {row['interval']}, "
+        f"over {row['n']} seeds, {row['verdict']}."
         for row in shown["contrasts"]
         if row["declared"] and row["verdict"] != REFUSED and row["mean"] is not None
     ]

@@ -13,6 +13,11 @@ from biases._checks import fail
 BENCHMARKS_FILE, MACHINE_FILE = "benchmarks.json", "machine.json"
 HASH = 8
 """Digits of a commit that are shown."""
+FEWEST_VALUES = 8
+"""Of noise of 5 % alone, asv's detection finds steps in 59 % of the series of three values, in 26 % of those of five
+and in 0.7 % of those of eight."""
+LASTING_VALUES = 2
+LEAST_OF_TIMES = 1.05
 
 
 def is_results_folder(folder: Path) -> bool:
@@ -83,21 +88,48 @@ def _machine(folder: Path, benchmarks: Mapping[str, Any]) -> dict[str, Any]:
                 "params": params,
                 "unit": str(benchmarks[name].get("unit", "")),
                 "values": values,
-                "steps": steps(values, weights),
+                "steps": steps(values, weights, unit=str(benchmarks[name].get("unit", ""))),
             }
             for (name, params), (values, weights) in sorted(series.items())
         ],
     }
 
 
-def steps(values: Sequence[float | None], weights: Sequence[float | None] | None = None) -> list[dict[str, Any]]:
-    """Where a new level begins: ``at``, the index, and ``ratio`` of the level to the one before.
+def steps(
+    values: Sequence[float | None], weights: Sequence[float | None] | None = None, *, unit: str = ""
+) -> list[dict[str, Any]]:
+    """Where a new level begins that lasts, among the levels that asv's detection finds.
 
     Args:
-        values: ``None`` where there is none.
+        values: ``None`` where there is none; none of fewer than :data:`FEWEST_VALUES` has steps.
         weights: of the values, ``None`` for a usual one; asv's site takes the inverse of a value's own uncertainty.
+        unit: of the values; times are noisy, so that small steps in ``"seconds"`` are left out.
+
+    Returns:
+        ``at``, the index of the first value of a level; ``before`` and ``after``, the levels; ``ratio`` of the later
+        one to the earlier, ``None`` where that is 0.
     """
     from asv.step_detect import detect_steps
 
-    found = detect_steps(list(values), None if weights is None else list(weights))
-    return [{"at": right[0], "ratio": right[2] / left[2]} for left, right in itertools.pairwise(found) if left[2]]
+    left = list(values)
+    found: list[Any] = []
+    while _count(left) >= FEWEST_VALUES:
+        found = detect_steps(left, None if weights is None else list(weights))
+        short = [(first, end) for first, end, *_ in found if _count(left[first:end]) < LASTING_VALUES]
+        if not short:
+            break
+        # What lies between two outliers is judged without them.
+        for first, end in short:
+            left[first:end] = [None] * (end - first)
+    else:
+        return []
+    least = LEAST_OF_TIMES if unit == "seconds" else 1.0
+    return [
+        {"at": at, "before": before, "after": after, "ratio": after / before if before else None}
+        for (_, _, before, *_), (at, _, after, *_) in itertools.pairwise(found)
+        if before != after and max(before, after) >= least * min(before, after)
+    ]
+
+
+def _count(values: Sequence[float | None]) -> int:
+    return sum(value is not None for value in values)

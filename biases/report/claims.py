@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,10 @@ from biases._checks import one_of
 from biases.claims.ledger import APART, CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE, PAPERS, SHORT
 from biases.report import text
 from biases.report.charts import claims as charts
-from biases.report.verification import cut
+
+OURS = {"control": "question of ours", "arithmetic": "arithmetic of ours", "reading": "reading of ours"}
+"""Kinds of :data:`~biases.claims.ledger.APART`, of one entry."""
+NO_PAPER = "no paper named"
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,15 @@ def _row(index: str, raw: Mapping[str, Any], limit: int) -> dict[str, Any]:
         "id": index,
         "name": text.words(raw.get("id")),
         "paper": paper,
-        "title": text.words(raw.get("title") or PAPERS.get(paper)),
+        "title": text.words(raw.get("title") or PAPERS.get(paper) or (NO_PAPER if paper == text.DASH else paper)),
         "link": text.arxiv(paper),
         "statement": text.words(raw.get("statement")),
         "verdict": VERDICTS[LIMITED if raw["status"] == FAILS and evidence.get("conditions") else raw["status"]],
         "apart": APART.get(str(raw.get("kind")), ""),
-        "found": cut(found, limit),
-        "facts": [(name, cut(value, limit)) for name, value in facts if value != text.DASH],
-        "counterexample": cut(_plain(evidence.get("counterexample")), limit),
+        "ours": OURS.get(str(raw.get("kind")), ""),
+        "found": text.cut(found, limit),
+        "facts": [(name, text.cut(value, limit)) for name, value in facts if value != text.DASH],
+        "counterexample": text.cut(_plain(evidence.get("counterexample")), limit),
     }
 
 
@@ -101,18 +106,42 @@ def view(part: Mapping[str, Any], limit: int, prefix: str = "claim") -> dict[str
         ValueError: a verdict is unknown, or a value has the wrong type.
     """
     rows = [_row(f"{prefix}-{index}", raw, limit) for index, raw in enumerate(text.rows(part, "claims"))]
-    papers = {row["paper"]: row["title"] for row in rows}
-    counts: dict[str, dict[str, int]] = {title: {} for title in papers.values()}
-    for row in rows:
-        of_paper = counts[row["title"]]
-        of_paper[row["verdict"].name] = of_paper.get(row["verdict"].name, 0) + 1
+    papers = _papers(rows)
+    stated = [row for row in rows if not row["apart"]]
+    counts = {papers[row["paper"]]: Counter[str]() for row in stated}
+    for row in stated:
+        counts[papers[row["paper"]]][row["verdict"].name] += 1
     shown = [{"name": v.name, "words": v.words, "style": v.style, "pattern": v.pattern} for v in VERDICTS.values()]
     return {
         "rows": rows,
         "papers": list(papers.items()),
         "verdicts": [v for v in VERDICTS.values() if any(row["verdict"] is v for row in rows)],
-        "figure": charts.verdicts(counts, shown) if rows else None,
+        "counts": counts,
+        "counted": [v for v in VERDICTS.values() if any(row["verdict"] is v for row in stated)],
+        "apart": [name for name in APART.values() if any(row["apart"] == name for row in rows)],
+        "figure": charts.verdicts(counts, shown) if stated else None,
+        "about": _about(rows),
     }
+
+
+def _papers(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Paper -> its title, with its identifier where that is not the title and others have the same one."""
+    titles = {row["paper"]: row["title"] for row in rows}
+    several = Counter(titles.values())
+    return {
+        paper: f"{title} ({paper})" if several[title] > 1 and title != paper else title
+        for paper, title in titles.items()
+    }
+
+
+def _about(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the chart counts, and what it leaves to the list."""
+    counts = Counter(row["apart"] for row in rows if row["apart"])
+    told = "Statements of the papers, executed, by the paper that states them."
+    if counts:
+        others = ", ".join(f"{name} ({counts[name]})" for name in APART.values() if counts[name])
+        told += f" Not counted, as no paper states them: {others}; they are marked in the ledger."
+    return told
 
 
 def findings(shown: Mapping[str, Any]) -> list[str]:

@@ -11,9 +11,12 @@ from biases.report import text
 from biases.report.charts import gallery as charts
 from biases.report.thumbnails import thumbnail
 
-ALIKE = "queries and keys all alike, so that what is left is the bias"
-SAMPLE = "on a random input with the weights as initialised"
-INFLUENCE = f"Size of the derivative of an output by an input, over the largest of its row, {SAMPLE}. Blank: none."
+INITIAL = "with the weights as initialised"
+SAMPLE = f"on a random input {INITIAL}"
+DERIVATIVE = "Size of the derivative of a random sum of an output's channels by"
+FAINT = "Blank: under 10⁻¹³ of it; the colours end at 10⁻⁵."
+LEFT = {"mask": "the mask", "bias": "the bias", "decay": "the decay", "gate": "the gate on the keys"}
+GATES = {"output": "the result of attention", "values": "the values"}
 ELSEWHERE = ("fast_path", "published")
 Drawn = tuple[str, str, Any]
 
@@ -73,27 +76,58 @@ def _trait(value: object) -> str:
 def _charts(raw: Mapping[str, Any]) -> list[Drawn]:
     found: list[Drawn] = []
     for head, values in text.section(raw, "weights").items():
-        about = f"Attention weights of {head} over the largest of their row, {ALIKE}. Blank: exactly 0."
+        about = f"Attention weights of {head}, each row over its largest, {_alike(raw)}. Blank: exactly 0."
         matrix = _shares(_matrix("weights", values))
-        found.append((f"Weights, {head}", about, charts.heatmap(matrix, "key", "query")))
+        found.append((f"Weights, {head}", about, charts.heatmap(matrix, "key", "query", shares=True)))
     profile = text.section(raw, "profile")
     if profile and _falls(profile):
-        about = f"Weight of the last query against the distance, over that of the nearest key, {ALIKE}."
+        about = f"Weights of the last query over that of the key at its own position, by distance, {_alike(raw)}."
         found.append(("Profile", about, _lines(profile, "distance", "weight", "distance", "weight", logarithmic=True)))
+    mixing = text.section(raw, "mixing")
+    if mixing:
+        about = f"What a key weighs in the keys that are mixed from it, by how much later they are, {INITIAL}."
+        found.append(("Mixing of keys", about, _lines(mixing, "lag", "weight", "lag", "weight")))
     gate = text.section(raw, "gate")
     if gate:
         values = {h: {"token": list(range(len(v))), "gate": v} for h, v in gate.items()}
-        found.append(("Gate", f"The gate of every token, {SAMPLE}.", _lines(values, "token", "gate", "token", "gate")))
+        about = f"The gate on the key of every token, {SAMPLE}."
+        found.append(("Gate", about, _lines(values, "token", "gate", "token", "gate")))
     response = text.section(raw, "response")
     if response:
-        about = f"The gate against the standardised energy that it is a function of, {SAMPLE}."
+        about = f"The gate against the energy that it is a function of, standardised as the layer does, {SAMPLE}."
         found.append(("Gate against energy", about, _lines(response, "energy", "gate", "energy", "gate")))
+    return found + _gates(raw) + _encodings(raw) + _influences(raw)
+
+
+def _alike(raw: Mapping[str, Any]) -> str:
+    """How the weights were computed, and what they are made of."""
+    left = [LEFT.get(str(each), str(each)) for each in raw.get("left") or []]
+    what = f": what is left is {' and '.join(filter(None, (', '.join(left[:-1]), *left[-1:])))}" if left else ""
+    return f"{SAMPLE} and every product of query and key set to 1{what}"
+
+
+def _gates(raw: Mapping[str, Any]) -> list[Drawn]:
+    found: list[Drawn] = []
+    for which, values in text.section(raw, "gates").items():
+        what = GATES.get(which, which)
+        if raw.get("query") is None:
+            about, axes = f"What multiplies {what} of every token, {SAMPLE}.", ("channel", "token")
+        else:
+            about, axes = f"What multiplies channel 1 of {what} at every pixel, {SAMPLE}.", ("column", "row")
+        found.append((f"Gate on the {which}", about, charts.heatmap(_matrix("gates", values), *axes)))
+    return found
+
+
+def _encodings(raw: Mapping[str, Any]) -> list[Drawn]:
+    found: list[Drawn] = []
     if raw.get("encoding") is not None:
-        about = "What is added to, or made of, a position: channels across, positions down."
+        rotated = raw.get("encoded") == "rotary"
+        about = "A query or key of ones, rotated as at each position" if rotated else "What each position adds"
+        about += f", {INITIAL}: channels across, positions down."
         matrix = _matrix("encoding", raw["encoding"])
         found.append(("Encoding", about, charts.heatmap(matrix, "channel", "position", symmetric=True)))
     if raw.get("similarity") is not None:
-        about = "Product of the encodings of two positions, over the mean square."
+        about = "Product of the encodings of two positions, over the mean square of their lengths."
         matrix = _matrix("similarity", raw["similarity"])
         found.append(("Similarity", about, charts.heatmap(matrix, "position", "position", symmetric=True)))
     kernel = text.section(raw, "kernel")
@@ -101,7 +135,7 @@ def _charts(raw: Mapping[str, Any]) -> list[Drawn]:
         about = "The mean of the similarity over all pairs of positions of a distance."
         lines = _lines({"kernel": kernel}, "distance", "similarity", "distance", "similarity")
         found.append(("Kernel", about, lines))
-    return found + _influences(raw)
+    return found
 
 
 def _thumbnail(raw: Mapping[str, Any]) -> str:
@@ -109,6 +143,8 @@ def _thumbnail(raw: Mapping[str, Any]) -> str:
     weights = list(text.section(raw, "weights").values())
     if weights and _uneven(raw):
         return thumbnail(_shares(_matrix("weights", weights[0])))
+    for values in text.section(raw, "maps").values():
+        return thumbnail(_matrix("maps", values))
     for key in ("alone", "influence"):
         if raw.get(key) is not None:
             return thumbnail(_clipped(_logarithms(_matrix(key, raw[key]))))
@@ -132,20 +168,25 @@ def _influences(raw: Mapping[str, Any]) -> list[Drawn]:
         return []
     if raw.get("query") is None:
         matrix = _logarithms(_matrix("influence", raw["influence"]))
-        return [("Influence", INFLUENCE, charts.heatmap(matrix, "input", "output", logarithmic=True))]
+        about = f"{DERIVATIVE} an input, over the largest of its row, {SAMPLE}. {FAINT}"
+        return [("Influence", about, charts.heatmap(matrix, "input", "output", logarithmic=True))]
     row, column = (int(each or 0) for each in text.numbers("query", raw["query"], 2))
     found: list[Drawn] = []
-    for key, title, how in (("alone", "Reach of a pixel", f", {ALIKE}"), ("influence", "Influence on a pixel", "")):
+    for head, values in text.section(raw, "maps").items():
+        about = f"Attention weights of the marked pixel for every pixel, {head}, {_alike(raw)}. Blank: exactly 0."
+        picture = charts.heatmap(_matrix("maps", values), "column", "row", mark=(row, column))
+        found.append((f"Weights, {head}", about, picture))
+    beside = f"{SAMPLE} and every product of query and key set to 1: by all parts of the layer, not attention alone"
+    for key, title, how in (("alone", "Reach of a pixel", beside), ("influence", "Influence on a pixel", SAMPLE)):
         if raw.get(key) is not None:
-            about = f"Size of the derivative of the marked pixel's output by every pixel, over the largest{how}. "
-            about += "Blank: none."
+            about = f"{DERIVATIVE} every pixel, at the marked pixel, over the largest, {how}. {FAINT}"
             matrix = _logarithms(_matrix(key, raw[key]))
             picture = charts.heatmap(matrix, "column", "row", logarithmic=True, mark=(row, column))
             found.append((title, about, picture))
     for which, regions in text.section(raw, "regions").items():
-        about = "Pixels of one colour see the same pixels."
+        about = "Pixels of one region attend to the same pixels."
         title = ", ".join(filter(None, ("Regions", which)))
-        found.append((title, about, charts.heatmap(_matrix("regions", regions), "column", "row")))
+        found.append((title, about, charts.regions(_matrix("regions", regions))))
     return found
 
 

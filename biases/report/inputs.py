@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from biases._checks import fail
-from biases.report import ablation, asv_history, bench, claims, history, measurements, studies, text, verification
+from biases.report import asv_history, sources, studies, text
+from biases.report.kinds import empty, kinds_of
+from biases.report.sections import SECTIONS
 
 KNOWN = (
     "a study's folder (cells/), asv's results (benchmarks.json), or JSON of `biases check`, `bench`, `stats` or "
@@ -18,7 +20,22 @@ KNOWN = (
 )
 LIMIT = 200
 DEFAULTS = ("runs", "benchmarks/results")
-SKIPPED_FOLDERS = ("cells", "profile")
+TRACES = ".pt.trace.json"
+"""How the names of a profiler's traces end: JSON too, and large."""
+PACKAGED = "The package's own study"
+PACKAGED_REMARK = (
+    "It comes with the package and was not run here. One of your own: "
+    f"{SECTIONS['ablation'].made_by}, then {SECTIONS['ablation'].shown_by}."
+)
+Part = dict[str, Any]
+TOLD = ("command", "exact", "file", "machine")
+"""What a part says of itself beside its results."""
+UNREADABLE = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+"""What a document of another form than it seems to have leads to."""
+
+
+class Foreign(ValueError):
+    """JSON that none of the commands wrote."""
 
 
 @dataclass
@@ -26,50 +43,50 @@ class Found:
     """What was recognised.
 
     Attributes:
-        sections: section -> its parts, each with the ``file`` and ``command`` that it comes from.
+        sections: section -> its parts, each with the ``file`` and ``command`` that it comes from, and whether that
+            command is ``exact``; those that come with the package are ``packaged``.
         skipped: (path, why) of what a folder holds beside results, and what could not be used.
     """
 
-    sections: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sections: dict[str, list[Part]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, section: str, part: Mapping[str, Any], path: Path, command: str) -> None:
+    def add(self, section: str, part: Mapping[str, Any], path: Path, command: str, *, exact: bool = True) -> None:
         """Enter a part, after its section has shown that it can show it."""
-        CHECKS[section](part)
-        self.sections.setdefault(section, []).append({"command": command, **part, "file": str(path)})
+        SECTIONS[section].view(part, LIMIT, 0)
+        told = {"command": command, "exact": exact or "command" in part, **part, "file": str(path)}
+        self.sections.setdefault(section, []).append(told)
 
     def pass_over(self, path: Path, why: Exception) -> None:
         """Enter what cannot be used."""
         self.skipped.append((str(path), str(why).removeprefix(f"{path}: ")))
 
-
-class Foreign(ValueError):
-    """JSON that none of the commands wrote."""
-
-
-CHECKS: dict[str, Callable[[Mapping[str, Any]], object]] = {
-    "verification": lambda part: verification.view(part, LIMIT),
-    "bench": bench.view,
-    "history": history.view,
-    "ablation": ablation.view,
-    "claims": lambda part: claims.view(part, LIMIT),
-}
+    def counts(self, *, packaged: bool = False) -> dict[str, int]:
+        """Section -> how many parts it has, of those that come with the package or of the others."""
+        counted = {
+            section: sum(bool(part.get("packaged")) is packaged for part in parts)
+            for section, parts in self.sections.items()
+        }
+        return {section: count for section, count in counted.items() if count}
 
 
 def gather(paths: Iterable[str | Path]) -> Found:
     """Everything in these files and folders.
 
     Raises:
-        ValueError: a path that is not there, a named file that is none of the known ones or is broken, a folder in
-            which nothing was recognised; the message names it, what was expected and what was got.
+        ValueError: a path that is not there, a named file that is none of the known ones, is broken or cannot be read,
+            a folder in which nothing was recognised; the message names it, what was expected and what was got.
     """
     found = Found()
     for path in map(Path, paths):
-        if not path.exists():
-            fail(str(path), KNOWN, "no such file or folder")
-        before = sum(map(len, found.sections.values()))
-        _read(path, found)
-        if path.is_dir() and sum(map(len, found.sections.values())) == before:
+        before = found.counts()
+        try:
+            if not path.exists():
+                fail(str(path), KNOWN, "no such file or folder")
+            _read(path, found)
+        except OSError as error:
+            fail(str(error.filename or path), "a file or folder that can be read", error.strerror or error)
+        if path.is_dir() and found.counts() == before:
             why = "; ".join(f"{name}: {reason}" for name, reason in found.skipped[-3:])
             fail(str(path), KNOWN, f"a folder without any{f' ({why})' if why else ''}")
     _without_repetitions(found)
@@ -78,20 +95,31 @@ def gather(paths: Iterable[str | Path]) -> Found:
 
 def gather_defaults(folder: Path) -> Found:
     """What is found below a working directory: ``runs/`` and ``benchmarks/results/``, and the package's analyses of
-    studies of which neither has the cells."""
+    the studies of which neither has results."""
+    found = Found()
+    for path in (folder / name for name in DEFAULTS):
+        if path.is_dir():
+            _scan(path, found)
+    _without_repetitions(found)
+    own = {part.get("study") for part in found.sections.get("ablation", [])}
+    packaged = [part for part in _packaged() if part["study"] not in own]
+    if packaged:
+        found.sections.setdefault("ablation", []).extend(packaged)
+    return found
+
+
+def _packaged() -> list[Part]:
+    """The analyses of studies that come with the package."""
     from biases.claims.analyses import KEPT
 
     found = Found()
-    for name in DEFAULTS:
-        if (folder / name).is_dir():
-            _scan(folder / name, found)
     for path in sorted(KEPT.glob("*-*.json")):
-        try:
-            _file(path, found)
-        except (ValueError, OSError) as error:
-            found.pass_over(path, error)
-    _without_repetitions(found)
-    return found
+        _file(path, found)
+    parts = found.sections.get("ablation", [])
+    return [
+        {**part, "packaged": True, "title": f"{PACKAGED}: {part['title']}", "remarks": [PACKAGED_REMARK]}
+        for part in parts
+    ]
 
 
 def _read(path: Path, found: Found) -> None:
@@ -108,21 +136,20 @@ def _scan(folder: Path, found: Found) -> None:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.is_symlink():
             continue
-        if path.is_dir() and path.name not in SKIPPED_FOLDERS:
-            try:
+        try:
+            if path.is_dir():
                 if not _folder(path, found):
                     _scan(path, found)
-            except (ValueError, OSError, ModuleNotFoundError) as error:
-                found.pass_over(path, error)
-        elif path.suffix == ".json":
-            try:
-                _file(path, found)
-            except Foreign:
+            elif path.name.endswith(TRACES):
                 foreign.append(path.name)
-            except (ValueError, OSError) as error:
-                found.pass_over(path, error)
+            elif path.suffix == ".json":
+                _file(path, found)
+        except Foreign:
+            foreign.append(path.name)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            found.pass_over(path, error)
     if foreign:
-        found.skipped.append((str(folder), f"no results of these commands: {text.listing(foreign)}"))
+        found.skipped.append((str(folder), f"no results of these commands: {', '.join(foreign)}"))
 
 
 def _folder(path: Path, found: Found) -> bool:
@@ -132,9 +159,9 @@ def _folder(path: Path, found: Found) -> bool:
             found.add("history", part, path, "asv run")
         return True
     if (path / "cells").is_dir():
-        analysis = studies.read_folder(path)
-        part = studies.part_of(analysis)
-        found.add("ablation", part, path, f"biases ablate {path / 'study.toml'} --out {path}")
+        part = studies.part_of(studies.read_folder(path))
+        command = ["biases", "ablate", str(path / "study.toml"), "--out", str(path)]
+        found.add("ablation", part, path, shlex.join(command))
         return True
     return False
 
@@ -144,64 +171,71 @@ def _file(path: Path, found: Found) -> None:
         document = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
-    known = _document(document) if isinstance(document, dict) else None
-    if known is None:
-        got = f"an object with {', '.join(list(document)[:6]) or 'nothing'}" if isinstance(document, dict) else ""
-        raise Foreign(f"{path}: expected {KNOWN}, got {got or f'JSON of a {type(document).__name__}'}")
+    if not isinstance(document, dict):
+        raise Foreign(f"{path}: expected {KNOWN}, got JSON of a {type(document).__name__}")
+    kinds = kinds_of(document)
+    if not kinds:
+        if (nothing := empty(document)) is not None:
+            fail(str(path), f"results of `{nothing[1]}`", f"no results in it: its {nothing[0]!r} are empty")
+        raise Foreign(f"{path}: expected {KNOWN}, got an object with {', '.join(list(document)[:6]) or 'nothing'}")
     try:
-        for section, command, make in known:
-            found.add(section, make(document), path, command)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        for kind in kinds:
+            part = {**kind.read(document)}
+            if kind.section != "bench" and (remark := sources.foreign_schema(document)):
+                part["remarks"] = [remark]
+            command = kind.command(document)
+            found.add(kind.section, part, path, command or kind.program, exact=command is not None)
+    except UNREADABLE as error:
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise ValueError(f"{path}: expected results as {known[0][1]!r} writes them, got {what}") from error
-
-
-Known = tuple[str, str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]
-
-
-def _document(document: Mapping[str, Any]) -> list[Known] | None:
-    """(section, command, how to read it) of every part of a document; ``None`` for a foreign one."""
-    if _lists(document, "results", "subject", "property", "status"):
-        return [("verification", "biases check", dict)]
-    if _lists(document, "claims", "id", "statement", "status"):
-        return [("claims", "biases claims", dict)]
-    if _lists(document, "rows", "name", "setting", "samples"):
-        return [("bench", "biases bench", measurements.of_bench)]
-    if _lists(document, "rows", "name", "ratio", "seconds_median"):
-        return [("bench", "biases bench", dict)]
-    if isinstance(document.get("pieces"), Mapping) and "made_by" in document:
-        return [("bench", "python benchmarks/ratios.py", measurements.of_pieces)]
-    cells = document.get("cells")
-    if isinstance(cells, Mapping) and any("backends" in cell for cell in cells.values() if isinstance(cell, Mapping)):
-        return [("bench", "python -m benchmarks.gpu", measurements.of_backends)]
-    if all(name in document for name in ("study", "arms", "contrasts", "statistics")):
-        return [("ablation", "biases stats", studies.part_of)]
-    if isinstance(document.get("arms"), Mapping) and isinstance(document.get("contrasts"), list):
-        return [("ablation", "biases demo", dict)]
-    several = [name for name in ("verification", "bench", "ablation") if isinstance(document.get(name), Mapping)]
-    if several and "versions" in document:
-        return [(name, "biases demo", itemgetter(name)) for name in several]
-    return None
-
-
-def _lists(document: Mapping[str, Any], name: str, *keys: str) -> bool:
-    """Whether ``name`` holds a list whose first entry has these keys; an empty one shows nothing of its kind."""
-    rows = document.get(name)
-    return bool(isinstance(rows, list) and rows and isinstance(rows[0], dict) and all(key in rows[0] for key in keys))
+        raise ValueError(f"{path}: expected results as {kinds[0].program!r} writes them, got {what}") from error
 
 
 def _without_repetitions(found: Found) -> None:
-    """One part a study and size, that with the most finished cells; of equal ones the first, once each."""
+    """Every part once, and of the runs of one study those whose cells no other run has all; several are told apart by
+    their files."""
     for section, parts in found.sections.items():
-        best: dict[str, dict[str, Any]] = {}
-        for part in parts:
-            plain = {key: value for key, value in part.items() if key not in ("file", "command")}
-            study = part.get("study") if section == "ablation" else None
-            key = str(study or json.dumps(plain, default=str, sort_keys=True))
-            other = best.get(key)
-            if other is None or (study and studies.finished(part) > studies.finished(other)):
-                best[key] = part
-            if other is not None:
-                left = other if best[key] is part else part
-                found.skipped.append((left["file"], f"shown from {best[key]['file']}"))
-        found.sections[section] = list(best.values())
+        kept: list[Part] = []
+        for part in sorted(parts, key=studies.finished, reverse=True) if section == "ablation" else parts:
+            other = next((each for each in kept if _repeats(part, each)), None)
+            if other is None:
+                kept.append(part)
+            else:
+                found.skipped.append((part["file"], f"the same results are shown from {other['file']}"))
+        found.sections[section] = [part for part in parts if any(part is each for each in kept)]
+    runs: dict[Any, list[Part]] = {}
+    for part in found.sections.get("ablation", []):
+        runs.setdefault(part.get("study"), []).append(part)
+    for study, several in runs.items():
+        for part in several if study and len(several) > 1 else ():
+            part["title"] = f"{part.get('title') or study}, {part['file']}"
+
+
+def _repeats(part: Part, other: Part) -> bool:
+    """Whether another part shows all that one has: the same, or a run of the same study with the same cells and
+    more."""
+    if _plain(part) == _plain(other):
+        return True
+    if not part.get("study") or part["study"] != other.get("study"):
+        return False
+    cells, others = _cells(part), _cells(other)
+    return cells < others or (cells == others and _dumped(part.get("contrasts")) == _dumped(other.get("contrasts")))
+
+
+def _plain(part: Part) -> str:
+    return _dumped({key: value for key, value in part.items() if key not in TOLD})
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, default=str, sort_keys=True)
+
+
+def _cells(part: Part) -> set[str]:
+    """What a study measured, and of what and on what: its values by arm and seed, revisions, data and devices."""
+    measured = {
+        _dumped([arm, kind, seed, value])
+        for arm, raw in text.section(part, "arms").items()
+        for kind in ("full", "truncated")
+        for seed, value in text.section(raw, kind).items()
+    }
+    made = text.section(part, "provenance")
+    return measured | {f"{what} {name}" for what in ("git", "data", "devices") for name in text.section(made, what)}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from biases.report import sources, text
 
 
 def of_bench(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,12 +19,26 @@ def of_bench(document: Mapping[str, Any]) -> dict[str, Any]:
             {
                 **_setting(raw),
                 **_times(raw.get("samples"), raw.get("floor"), raw.get("ratio")),
-                **{key: raw.get(key) for key in ("peak_bytes", "floor_peak_bytes", "tokens_per_second")},
-                **{key: raw.get(key) for key in ("name", "level", "peer", "status", "message")},
+                **{key: raw.get(key) for key in ("peak_bytes", "floor_peak_bytes", "extra_bytes", "floor_extra_bytes")},
+                **{key: raw.get(key) for key in ("name", "level", "peer", "causal", "status", "message")},
+                "tokens_per_second": raw.get("tokens_per_second"),
                 "by": raw.get("formulations"),
             }
         )
-    return _part(document, _rates(rows), document.get("configuration"))
+    remarks = _remarks(document)
+    if document.get("complete") is False:
+        remarks.append(f"This benchmark was stopped before its end{_left(document.get('configuration') or {}, rows)}.")
+    return _part(document, _rates(rows), document.get("configuration"), remarks)
+
+
+def _left(configuration: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much of what was planned was measured, and which names miss something."""
+    names, settings = configuration.get("names") or [], configuration.get("settings") or [{}]
+    done = Counter(name for name, *_ in {(row["name"], row["length"], row["direction"]) for row in rows})
+    left = [str(name) for name in names if done[name] < len(settings)]
+    if not left:
+        return ""
+    return f": {done.total()} of {len(names) * len(settings)} workloads were measured, missing of {text.listing(left)}"
 
 
 def of_pieces(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,25 +47,32 @@ def of_pieces(document: Mapping[str, Any]) -> dict[str, Any]:
     for piece in document["pieces"].values():
         # Names are written for a page in Markdown.
         name = str(piece.get("subject")).replace("`", "")
+        # Only a name tells the mask, and only that of some subjects does.
+        causal = True if "causal" in re.findall(r"\w+", name) else None
         seconds = piece.get("seconds") or {}
         rows.append(
             {
                 **_setting(piece),
                 **_times(_summary(seconds.get("ours")), _summary(seconds.get("floor")), piece.get("ratio")),
                 "name": name,
+                "causal": causal,
                 "level": piece.get("table"),
                 "status": piece.get("status"),
                 "message": piece.get("message"),
-                "peak_bytes": piece.get("extra_bytes"),
-                "floor_peak_bytes": piece.get("floor_extra_bytes"),
+                **{key: piece.get(key) for key in ("extra_bytes", "floor_extra_bytes")},
                 "by": piece.get("formulations"),
             }
         )
         if piece.get("plain_ratio"):
             plain = _times(_summary(seconds.get("plain")), _summary(seconds.get("floor")), piece["plain_ratio"])
             rows.append({**_setting(piece), **plain, "name": f"{name}, plain formulas", "status": "ok"})
-            rows[-1] |= {"level": piece.get("table")}
-    return _part(document, _rates(rows), document.get("made_by"))
+            rows[-1] |= {"level": piece.get("table"), "causal": causal}
+    remarks = _remarks(document)
+    left = [str(name) for name in document.get("asked") or () if name not in document["pieces"]]
+    if left:
+        count = f"{len(left)} of {len(document['asked'])}"
+        remarks.append(f"This benchmark is not whole: {count} pieces are missing, {text.listing(left)}.")
+    return _part(document, _rates(rows), document.get("made_by"), remarks)
 
 
 def of_backends(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,13 +95,22 @@ def of_backends(document: Mapping[str, Any]) -> dict[str, Any]:
                     "floor_peak_bytes": floor.get("peak_bytes"),
                 }
             )
-    return _part(document, _rates(rows), document.get("made_by"))
+    return _part(document, _rates(rows), document.get("made_by"), _remarks(document))
 
 
 def _part(
-    document: Mapping[str, Any], rows: list[dict[str, Any]], configuration: Mapping[str, Any] | None
+    document: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    configuration: Mapping[str, Any] | None,
+    remarks: list[str],
 ) -> dict[str, Any]:
-    return {"rows": rows, "config": dict(configuration or {}), "machine": dict(document.get("machine") or {})}
+    machine = dict(document.get("machine") or {})
+    return {"rows": rows, "config": dict(configuration or {}), "machine": machine, "remarks": remarks}
+
+
+def _remarks(document: Mapping[str, Any]) -> list[str]:
+    """A warning where the file has another form than the one that is read."""
+    return [remark for remark in [sources.foreign_schema(document)] if remark]
 
 
 def _setting(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +131,8 @@ def _times(
         "seconds_low": ours.get("low"),
         "seconds_high": ours.get("high"),
         "floor_seconds_median": floor.get("median"),
+        "floor_seconds_low": floor.get("low"),
+        "floor_seconds_high": floor.get("high"),
         "ratio": ratio.get("value"),
         "ratio_low": ratio.get("low"),
         "ratio_high": ratio.get("high"),

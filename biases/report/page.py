@@ -12,38 +12,58 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from biases._checks import fail
-from biases._files import write_atomically
-from biases.report import ablation, bench, claims, gallery, history, text, verification
+from biases._files import writable_file, write_atomically
+from biases.report import gallery, sources, text
+from biases.report.sections import SECTIONS, View
 
 MAX_BYTES = 6_000_000
-TEXT_LIMITS = (20_000, 4_000, 1_000, 200)
+TEXT_LIMITS = (20_000, 4_000, 1_000, 200, 50)
 DIGITS = 5
 """Significant ones of every number of a figure."""
 COMMANDS = {
-    "verification": ("biases check all --json > check.json", "biases report check.json"),
-    "bench": ("biases bench --out bench.json", "biases report bench.json"),
-    "history": ("asv run", "biases report benchmarks/results/asv"),
-    "ablation": ("biases ablate SPEC.toml --out runs/NAME", "biases report runs/NAME"),
-    "claims": ("biases claims --json > claims.json", "biases report claims.json"),
+    **{name: (section.made_by, section.shown_by) for name, section in SECTIONS.items()},
     "gallery": ("biases report", ""),
 }
 """Section -> the command that makes its results, and the one that then shows them."""
+FILLED = {
+    "verification": (("verification",), ("results",)),
+    "benchmarks": (("bench", "history"), ("rows", "series")),
+    "ablations": (("ablation",), ("arms", "contrasts")),
+    "claims": (("claims",), ("rows",)),
+    "gallery": (("gallery",), ("families", "zoo")),
+}
+"""Section of the page -> the results that it shows, and what of their views it needs one of."""
+
+
+class Source(NamedTuple):
+    """Where a part of a section comes from.
+
+    Attributes:
+        command: the command that makes it.
+        file: or folder that holds it; empty where there is none.
+        exact: whether the command alone makes it; else it was a run of that command with other arguments.
+    """
+
+    command: str
+    file: str = ""
+    exact: bool = True
 
 
 def render(results: Mapping[str, Any]) -> str:
     """One self-contained HTML page.
 
     Args:
-        results: plain JSON-ready values: ``title``, ``created``, ``command``, ``machine``, ``versions``, the sections,
-            ``missing`` (section -> why it is not there) and ``skipped`` (lines about inputs that were passed over).
-            ``verification``, ``bench``, ``history``, ``ablation`` and ``claims`` are each one mapping or a list of
-            them, in the forms that the ``view`` functions of their modules take; each may have a ``title`` and name
-            the ``command`` and ``file`` that it comes from. ``zoo`` and ``gallery`` are as
-            :func:`biases.report.gallery.view` takes them. Anything may be missing; such a section says which command
-            makes it. Memory is in bytes, times in seconds.
+        results: plain JSON-ready values: ``title``, ``created``, ``command``, ``machine``, ``versions``, ``notice`` (a
+            sentence at the head of the overview), the sections, ``missing`` (section -> why it is not there) and
+            ``skipped`` (lines about inputs that were passed over). ``verification``, ``bench``, ``history``,
+            ``ablation`` and ``claims`` are each one mapping or a list of them, in the forms that the ``view``
+            functions of their modules take; each may have a ``title`` and ``remarks`` (sentences below it), and name
+            the ``command`` and ``file`` that it comes from; ``exact`` is false where that command was run with other
+            arguments. ``zoo`` and ``gallery`` are as :func:`biases.report.gallery.view` takes them. Anything may be
+            missing; such a section says which command makes it. Memory is in bytes, times in seconds.
 
     Returns:
         The page, under :data:`MAX_BYTES` in UTF-8. Long messages are cut and say so, the shorter the more
@@ -56,8 +76,9 @@ def render(results: Mapping[str, Any]) -> str:
     if not isinstance(results, Mapping):
         fail("results", "a mapping", type(results).__name__)
     page = ""
+    uncut = _views(results, TEXT_LIMITS[0])
     for limit in TEXT_LIMITS:
-        page = _page(results, limit)
+        page = _page(results, uncut if limit == TEXT_LIMITS[0] else uncut | _views(results, limit, cut=True), limit)
         if len(page.encode()) < MAX_BYTES:
             break
     else:
@@ -66,32 +87,19 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Render to ``path``, atomically: a reader sees the old file or the new one, never a part.
+    """Render to ``path``, atomically: a reader sees the old file or the new one, never a part. Its folder is made.
 
     Raises:
-        ValueError: as :func:`render`, or the folder does not exist, or ``path`` is a folder.
-        OSError: the file cannot be written; an existing one is left as it was.
+        ValueError: as :func:`render`, or ``path`` cannot be written.
+        OSError: the file can no longer be written; an existing one is left as it was.
     """
-    target = check_target(path)
+    target = Path(path)
+    writable_file("report path", target)
     write_atomically(target, render(results).encode())
     return target
 
 
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """The path of a page that can be written.
-
-    Raises:
-        ValueError: the folder does not exist, or ``path`` is a folder.
-    """
-    target = Path(path)
-    if target.is_dir():
-        fail("report path", "a file name", f"the folder {str(target)!r}")
-    if not target.parent.is_dir():
-        fail("report path", "a file in an existing folder", f"{str(target)!r}")
-    return target
-
-
-def _page(results: Mapping[str, Any], limit: int) -> str:
+def _page(results: Mapping[str, Any], shown: Mapping[str, list[View]], limit: int) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -101,7 +109,7 @@ def _page(results: Mapping[str, Any], limit: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    context = _context(results, limit)
+    context = _context(results, shown, limit)
     scripts = [_asset("charts.js"), _asset("app.js")]
     # The body enters its figures into the context.
     body = environment.get_template("body.html.j2").render(**context)
@@ -129,33 +137,32 @@ class Figures(dict[str, Any]):
         return {"id": name, "height": spec["layout"]["height"]}
 
 
-def _context(results: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    figures = Figures()
-    views = {
-        "verification": lambda part, index: verification.view(part, limit, f"result-{index}"),
-        "bench": lambda part, _: bench.view(part),
-        "history": lambda part, _: history.view(part),
-        "ablation": lambda part, _: ablation.view(part),
-        "claims": lambda part, index: claims.view(part, limit, f"claim-{index}"),
-    }
-    shown = {
+def _views(results: Mapping[str, Any], limit: int, *, cut: bool = False) -> dict[str, list[View]]:
+    """Section -> what its template shows of each part; with ``cut``, of those sections alone that cut texts."""
+    return {
         name: [
-            {**view(part, index), "source": _source(results, part, name), "title": _title(part)}
+            {
+                **section.view(part, limit, index),
+                "source": _source(results, part, name),
+                "title": _title(part),
+                "origin": sources.origin(part),
+                "remarks": [text.words(remark) for remark in part.get("remarks") or []],
+            }
             for index, part in enumerate(text.parts(results, name))
         ]
-        for name, view in views.items()
+        for name, section in SECTIONS.items()
+        if section.cuts or not cut
     }
-    told = {
-        "verification": verification.findings,
-        "bench": bench.findings,
-        "history": history.findings,
-        "ablation": ablation.findings,
-        "claims": claims.findings,
-    }
+
+
+def _context(results: Mapping[str, Any], shown: Mapping[str, list[View]], limit: int) -> dict[str, Any]:
+    figures = Figures()
     missing = text.section(results, "missing")
+    pictures = gallery.view(results)
     return {
         **shown,
-        "gallery": gallery.view(results),
+        "gallery": pictures,
+        "order": _order({**shown, "gallery": [pictures]}),
         "figures": figures,
         "add": figures.add,
         "title": text.words(results.get("title") or "Attention biases"),
@@ -163,27 +170,38 @@ def _context(results: Mapping[str, Any], limit: int) -> dict[str, Any]:
         "command": text.words(results.get("command") or "biases report"),
         "machine": text.facts(text.section(results, "machine")),
         "versions": text.facts(text.section(results, "versions")),
-        "skipped": [text.words(line) for line in results.get("skipped") or []],
+        "notice": str(results.get("notice") or ""),
+        "skipped": [text.cut(line, limit) for line in results.get("skipped") or []],
         "findings": [
-            (name, part["title"] or (part["source"][1] if len(parts) > 1 else ""), found)
+            (name, part["title"] or (part.get("heading") or part["source"].file if len(parts) > 1 else ""), found)
             for name, parts in shown.items()
             for part in parts
-            if (found := told[name](part))
+            if (found := SECTIONS[name].findings(part))
         ],
         "empty": {name: (text.words(missing.get(name) or ""), *made) for name, made in COMMANDS.items()},
-        "zoo_source": (str(results.get("command") or "biases list"), ""),
+        "zoo_source": Source(str(results.get("command") or "biases list")),
         "dash": text.DASH,
+        "plural": text.plural,
     }
+
+
+def _order(shown: Mapping[str, list[View]]) -> list[str]:
+    """The sections as the page has them: those that have something to show, then those that say how to make it."""
+    there = {
+        name: any(part.get(key) for source in sources for part in shown[source] for key in keys)
+        for name, (sources, keys) in FILLED.items()
+    }
+    return ["overview", *sorted(there, key=lambda name: not there[name])]
 
 
 def _title(part: Mapping[str, Any]) -> str:
     return "" if part.get("title") is None else str(part["title"])
 
 
-def _source(results: Mapping[str, Any], part: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """The command, and the file or nothing, that a part of a section comes from."""
+def _source(results: Mapping[str, Any], part: Mapping[str, Any], name: str) -> Source:
     command = part.get("command") or results.get("command") or COMMANDS[name][0]
-    return str(command), "" if part.get("file") is None else str(part["file"])
+    file = "" if part.get("file") is None else str(part["file"])
+    return Source(str(command), file, part.get("exact") is not False)
 
 
 def _raw(value: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,6 +10,13 @@ from pathlib import Path
 from biases._checks import fail
 
 LOOPBACK = "127.0.0.1"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A reader that goes away is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def server(page: Path, host: str = LOOPBACK, port: int = 0) -> ThreadingHTTPServer:
@@ -33,7 +41,8 @@ def server(page: Path, host: str = LOOPBACK, port: int = 0) -> ThreadingHTTPServ
             self._answer(body=False)
 
         def _answer(self, *, body: bool) -> None:
-            if self.path.partition("?")[0] != "/":
+            # The path itself has several slashes at its beginning made one.
+            if self.requestline.split()[1].partition("?")[0] != "/":
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
             try:
@@ -57,6 +66,6 @@ def server(page: Path, host: str = LOOPBACK, port: int = 0) -> ThreadingHTTPServ
             """Requests are not logged."""
 
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return _Server((host, port), Handler)
     except OSError as error:
         raise ValueError(f"--serve: expected a free address, got {host}:{port}: {error.strerror}") from error

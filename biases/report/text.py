@@ -17,6 +17,7 @@ from biases._checks import fail
 
 DASH = "–"
 MOST_PLACES = 7
+CUT_MARK = "\n… cut, {} characters left out of this page"
 ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
@@ -73,7 +74,10 @@ def finite(what: str, value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         fail(what, "a number or None", repr(value))
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        fail(what, "a number of at most 1.8e308", f"a whole number of {int(value).bit_length()} bits")
 
 
 def numbers(what: str, values: object, count: int | None = None) -> list[float | None]:
@@ -110,6 +114,14 @@ def words(value: object) -> str:
     return str(value)
 
 
+def cut(value: object, limit: int) -> str:
+    """Text of at most ``limit`` characters, saying how much is missing."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name}={item!r}" for name, item in value.items())
+    whole = "" if value is None else value if isinstance(value, str) else words(value)
+    return whole if len(whole) <= limit else whole[:limit] + CUT_MARK.format(len(whole) - limit)
+
+
 def places(low: float | None, high: float | None) -> int | None:
     """Decimals at which the width of an interval shows three digits; ``None`` without a width, or where they would be
     more than :data:`MOST_PLACES`."""
@@ -139,7 +151,12 @@ def span(low: float | None, high: float | None, *, signed: bool = False) -> str:
 
 def ratio(value: float | None) -> str:
     """A ratio to the floor, as ``×1.23``."""
-    return DASH if value is None else f"×{value:.3g}"
+    return DASH if value is None else f"×{_short(value)}"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, and all of those before the point."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def size(value: float | None) -> str:
@@ -147,20 +164,31 @@ def size(value: float | None) -> str:
     if value is None:
         return DASH
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.3g} {unit}" if unit != "B" else f"{value:.0f} B"
+        if abs(value) < 1023.5:
+            return f"{_short(value)} {unit}" if unit != "B" else f"{value:.0f} B"
         value /= 1024
-    return f"{value:.4g} TiB"
+    return f"{_short(value)} TiB"
+
+
+def count(value: float | None) -> str:
+    """A large number with ``k``, ``M``, ``G`` or ``T`` for its thousands; a dash for ``None``."""
+    if value is None:
+        return DASH
+    for unit in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{_short(value)}{unit}"
+        value /= 1000
+    return f"{_short(value)}T"
 
 
 def duration(value: float | None) -> str:
     """Seconds in the unit that reads best."""
     if value is None:
         return DASH
-    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
+    for limit, factor, unit in ((999.5e-6, 1e6, "µs"), (999.5e-3, 1e3, "ms")):
         if abs(value) < limit and value:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+            return f"{_short(value * factor)} {unit}"
+    return f"{_short(value)} s"
 
 
 def plural(count: int, noun: str, many: str | None = None) -> str:

@@ -8,6 +8,8 @@ import struct
 import zlib
 from collections.abc import Sequence
 
+from biases.report.charts.gallery import DIVERGING, SEQUENTIAL, shade
+
 LEVELS = 64
 BLANK = LEVELS
 """Index of the transparent colour in the palette."""
@@ -41,9 +43,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 @functools.cache
 def _palette(symmetric: bool) -> bytes:
-    """Red, green and blue of every level, as the charts' colour scales have them, and of the blank."""
-    from plotly.colors import sample_colorscale
-
-    scale = sample_colorscale("RdBu" if symmetric else "Viridis", LEVELS)
-    colours = [[int(each) for each in colour.removeprefix("rgb(").rstrip(")").split(",")] for colour in scale]
-    return bytes(value for colour in [*colours, [0, 0, 0]] for value in colour)
+    """Red, green and blue of every level, in the colours of the charts, and of the blank."""
+    scale = DIVERGING if symmetric else SEQUENTIAL
+    colours = [shade(level / (LEVELS - 1), scale) for level in range(LEVELS)]
+    return bytes(value for colour in [*colours, (0, 0, 0)] for value in colour)

@@ -65,10 +65,12 @@ def figure(data: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[s
     return {"data": data, "layout": layout}
 
 
-def reference_line(at: float) -> dict[str, Any]:
-    """An upright dotted line."""
+def reference_line(at: float, *, flat: bool = False) -> dict[str, Any]:
+    """A dotted line across the chart, upright or flat."""
     line = {"color": "var(--muted)", "width": 1.5, "dash": "dot"}
-    return {"type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": line}
+    own, other = ("y", "x") if flat else ("x", "y")
+    place = {f"{own}ref": own, f"{other}ref": "paper", f"{own}0": at, f"{own}1": at, f"{other}0": 0, f"{other}1": 1}
+    return {"type": "line", **place, "line": line}
 
 
 def whiskers(middle: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]) -> Any:

@@ -39,7 +39,7 @@ def verdicts(counts: Mapping[str, Mapping[str, int]], statuses: Sequence[Mapping
                     "marker": {"color": f"var(--{status['style']})", "pattern": shape},
                 }
             )
-    x = number_axis("entries")
+    x = number_axis("statements")
     shown = figure(data, 150 + 30 * len(names), x, names_axis(names), barmode="stack", bargap=0.3)
     shown["layout"]["legend"]["traceorder"] = "normal"
     return shown

@@ -15,7 +15,7 @@ def over_commits(series: Sequence[Mapping[str, Any]], commits: Sequence[str], un
 
     Args:
         series: ``params``, ``values`` (a commit each, ``None`` where not measured), ``steps``
-            (``at``, index of the commit at which a new level begins, and ``ratio`` to the level before).
+            (``at``, index of the commit at which a new level begins, and ``words`` for what is new).
         commits: short hashes, the oldest first.
         unit: of the values, for the hover.
     """
@@ -36,9 +36,9 @@ def over_commits(series: Sequence[Mapping[str, Any]], commits: Sequence[str], un
                     "mode": "markers",
                     "x": [order[step["at"]] for step in each["steps"]],
                     "y": [ratios[step["at"]] for step in each["steps"]],
-                    "customdata": [f"×{step['ratio']:.3g}" for step in each["steps"]],
+                    "customdata": [text.label(step["words"]) for step in each["steps"]],
                     "hovertemplate": "step here: %{customdata}<extra></extra>",
-                    "marker": {"symbol": "diamond-open", "size": 16, "color": "var(--failed)", "line": {"width": 3}},
+                    "marker": {"symbol": "diamond-open", "size": 16, "color": "var(--ink)", "line": {"width": 3}},
                     "showlegend": False,
                     "legendgroup": str(index),
                     **shown,

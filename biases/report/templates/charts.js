@@ -6,6 +6,7 @@ const charts = (() => {
   const drawn = new Map();
   const near = new Set();
   const waiting = new Set();
+  const [ON_PAPER, SMALL_ON_PAPER] = [640, 300];
   let plotly = null;
 
   async function load() {
@@ -61,17 +62,21 @@ const charts = (() => {
     console.error(error);
   }
 
-  async function draw(id) {
-    const element = document.getElementById(id);
-    const width = element.clientWidth;
-    if (!width) return;
-    const { data, layout } = figureFor(id, width);
+  async function paint(element, width) {
+    const { data, layout } = figureFor(element.id, width);
     element.style.minHeight = `${layout.height}px`;
     try {
       await plotly.react(element, data, layout, { displayModeBar: false });
     } catch (error) {
       failed(element, error);
     }
+  }
+
+  async function draw(id) {
+    const element = document.getElementById(id);
+    const width = element.clientWidth;
+    if (!width) return;
+    await paint(element, width);
     drawn.set(id, width);
   }
 
@@ -98,8 +103,21 @@ const charts = (() => {
     add([...near].filter(id => !drawn.has(id)));
   }, { rootMargin: "600px" });
 
-  function drawAll() {
-    add([...document.querySelectorAll(".chart")].map(element => element.id).filter(id => !drawn.has(id)));
+  // What is unfolded, in the light palette and as wide as a page of A4: the browser prints when this returns, and
+  // Plotly has drawn by the time that it hands out its promise.
+  function drawOnPaper() {
+    const chosen = root.dataset.theme;
+    root.dataset.theme = "light";
+    for (const element of document.querySelectorAll(".chart")) {
+      if (element.closest("details:not([open])")) continue;
+      const width = Math.min(element.clientWidth, element.closest(".small") ? SMALL_ON_PAPER : ON_PAPER);
+      paint(element, width);
+    }
+    addEventListener("afterprint", () => {
+      if (chosen) root.dataset.theme = chosen;
+      else delete root.dataset.theme;
+      refresh();
+    }, { once: true });
   }
 
   // After a change of theme or width what is near is drawn again, the rest when it comes near.
@@ -139,7 +157,7 @@ const charts = (() => {
 
   load().then(() => {
     document.querySelectorAll(".chart").forEach(element => observer.observe(element));
-    addEventListener("beforeprint", drawAll);
+    addEventListener("beforeprint", drawOnPaper);
   }).catch(error => {
     document.querySelectorAll(".chart").forEach(element => failed(element, ""));
     console.error(error);
