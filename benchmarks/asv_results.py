@@ -86,14 +86,18 @@ def read_saved(folder: Path) -> Saved:
 
 def write_copy(saved: Saved, folder: Path) -> None:
     """Write into ``folder`` what asv is to publish: benchmarks and their parameters without those that no machine has
-    a value of, which would be empty charts and rows, and a machine's results as one series."""
+    a value of, which would be empty charts and rows, and a machine's results as one series.
+
+    asv finds results by the value of a parameter, and opens a chart on the first values of each: those measured with
+    the most values of the others come first."""
     benchmarks: dict[str, Any] = {"version": 2}
     for name, where in saved.measured.items():
         if where:
-            kept = [set(axis) for axis in zip(*where, strict=True)]
+            often = [Counter(axis) for axis in zip(*where, strict=True)]
             told = dict(saved.benchmarks[name])
             told["params"] = [
-                [each for each in axis if each in of] for axis, of in zip(told["params"], kept, strict=True)
+                sorted((each for each in axis if each in of), key=of.__getitem__, reverse=True)
+                for axis, of in zip(told["params"], often, strict=True)
             ]
             benchmarks[name] = told
     folder.mkdir(parents=True)

@@ -1,12 +1,14 @@
 """Whether CI can rely on the action: its steps are run on a user's repository, without and with planted faults.
 
     python -m benchmarks.ci_check --summary benchmarks/results/ci_check.json
+    python -m benchmarks.ci_check --case varying --summary benchmarks/results/ci_check.json
 
 A repository is made with an attention layer and an asv-style suite, and the steps of the action in `.github/actions`,
 all but the installation of this package, are run in bash as GitHub runs them. Equal code must pass, every time; a layer
 that reads the future must fail with an annotation of its line and be named in every report; attention that stores the
-weights, or that is computed twice, must fail by bytes and operations alone, and by time; and where no benchmark matches
-the verdict must be refused. Exit code 0: all of that; 1: not all.
+weights, or that is computed twice, must fail by bytes and operations alone, and by time; a graph break, and bytes that
+grow with every call, must fail by fixed quantities; and where no benchmark matches the verdict must be refused. With
+`--case` the runs of the other cases stay in the summary. Exit code 0: all of that; 1: not all.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,27 @@ SQUARE = ATTENTION.replace(
     "    later = q.new_full((q.shape[-2], k.shape[-2]), float('-inf')).triu(1)\n"
     "    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + later).softmax(-1) @ v",
 )
+# Between two operators: one at the end of a graph would leave a single graph.
+BREAKING = ATTENTION.replace("    return F.", "    k = k * 1\n    torch._dynamo.graph_break()\n    return F.").replace(
+    "import torch.nn", "import torch\nimport torch.nn"
+)
+# Nobody empties the list.
+KEEPING = ATTENTION.replace(
+    "    return F.", "    KEPT.append(q)\n    torch.cat([each.flatten() for each in KEPT])\n    return F."
+).replace(
+    "import torch.nn.functional as F\nfrom torch import nn\n",
+    "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\nKEPT = []\n",
+)
+GRAPHS = """
+import torch
+from attention import attend
+
+
+def track_graph_breaks():
+    inputs = [torch.randn(1, 4, 16, 8) for _ in range(3)]
+    return torch._dynamo.explain(attend)(*inputs).graph_break_count
+"""
+GRAPH_BREAKS = ("graphs.track_graph_breaks",)
 COMMITS = {
     "start": {
         "attention/__init__.py": ATTENTION,
@@ -70,6 +93,8 @@ COMMITS = {
     "twice": {"attention/__init__.py": TWICE},
     "square": {"attention/__init__.py": SQUARE},
     "future": {"attention/__init__.py": ATTENTION.replace(", is_causal=True", "")},
+    "breaking": {"attention/__init__.py": BREAKING, "benchmarks/graphs.py": GRAPHS},
+    "keeping": {"attention/__init__.py": KEEPING},
 }
 CHECK = "attention:make_layer --trait causal=true --max-examples 5"
 LINE = ATTENTION[: ATTENTION.index("def make_layer")].count("\n") + 1
@@ -86,6 +111,7 @@ class Case:
         compare: options of the comparison with the first commit; ``None`` = only the battery is run.
         check: whether the battery is run.
         regressions: benchmarks that must be called a regression, where only deterministic quantities are compared.
+        why: in the reason of each of them.
     """
 
     commit: str
@@ -93,6 +119,7 @@ class Case:
     compare: str | None = "--deterministic-only"
     check: bool = True
     regressions: tuple[str, ...] = ()
+    why: str = ""
 
 
 CASES = {
@@ -101,6 +128,8 @@ CASES = {
     "bytes": Case("square", 1, regressions=BYTES),
     "operations": Case("twice", 1, regressions=OPERATIONS),
     "slower": Case("twice", 1, "--rounds {rounds} --seed {seed}", check=False),
+    "graph-break": Case("breaking", 1, check=False, regressions=GRAPH_BREAKS, why="0 -> 1"),
+    "varying": Case("keeping", 1, check=False, regressions=BYTES, why="varies at head"),
     "nothing": Case("unchanged", 3, "--bench no_such_benchmark", check=False),
 }
 
@@ -214,10 +243,11 @@ def faults(name: str, run: Run) -> Iterator[str]:
     elif name in ("unchanged", "slower"):
         yield from faults_of("unchanged" if name == "unchanged" else "twice", run.comparison)
     else:
-        rows = {row["name"]: row["verdict"] for row in run.comparison["rows"]}
-        if bool(rows) != bool(case.regressions) or not set(rows) <= {*BYTES, *OPERATIONS}:
+        rows = {row["name"]: row for row in run.comparison["rows"]}
+        if bool(rows) != bool(case.regressions) or not set(rows) <= {*BYTES, *OPERATIONS, *GRAPH_BREAKS}:
             yield f"expected deterministic quantities only, got {sorted(rows)}"
-        missed = [each for each in case.regressions if rows.get(each) != "regression"]
+        found = {name for name, row in rows.items() if row["verdict"] == "regression" and case.why in row["reason"]}
+        missed = [each for each in case.regressions if each not in found]
         missed += [each for each in case.regressions if each not in run.summary]
         if missed:
             yield f"expected regressions, in the summary too, of {case.regressions}, missed {missed}"
@@ -237,16 +267,28 @@ def _faults_of_a_broken_promise(run: Run) -> Iterator[str]:
             yield f"expected future-independence in the {where}"
 
 
+def added(kept: Mapping[str, Any], document: Mapping[str, Any], cases: Collection[str]) -> dict[str, Any]:
+    """Earlier results with the runs of ``cases`` in place of their own, and on what machine those were made."""
+    names = ("machine", "seconds")
+    return {
+        **kept,
+        "faults": [each for each in kept["faults"] if each.partition(" ")[0] not in cases] + document["faults"],
+        "runs": [each for each in kept["runs"] if each["case"] not in cases] + document["runs"],
+        "added": [*kept.get("added", []), {"cases": list(cases), **{name: document[name] for name in names}}],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unchanged", type=int, default=20, metavar="N", help="runs on equal code")
     parser.add_argument("--rounds", type=int, default=60, help="for each benchmark")
+    parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be repeated")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the results here (JSON)")
     options = parser.parse_args()
     begin, runs, found = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as folder:
         commits = make_repository(Path(folder), COMMITS)
-        for name in CASES:
+        for name in options.case or CASES:
             count = options.unchanged if name == "unchanged" else 1
             for seed in range(count):
                 run = run_case(name, Path(folder), commits, rounds=options.rounds, seed=seed)
@@ -265,6 +307,8 @@ def main() -> int:
         "seconds": round(time.monotonic() - begin, 1),
         "runs": runs,
     }
+    if options.case and options.summary and options.summary.exists():
+        document = added(json.loads(options.summary.read_text()), document, options.case)
     if options.summary:
         write_atomically(options.summary, (json.dumps(document, indent=1) + "\n").encode())
     print("\n".join(found) or "all as it should be")

@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown_tables import escaped, table
-from biases.claims.ledger import APART, CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE, PAPERS
+from biases.claims.ledger import (
+    APART,
+    CONDITIONAL,
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    LIMITED,
+    NOT_REPRODUCIBLE,
+    PAPERS,
+    SHORT,
+)
 
 TELLING = (
     "ega-causal",
@@ -24,9 +34,7 @@ TELLING = (
 )
 """Entries that the README shows."""
 
-FAILS_ON_CONDITION = "fails on condition"
-SHORT = {CONDITIONAL: "holds on condition", NOT_REPRODUCIBLE: "not reproducible"}
-COLUMNS = (HOLDS, CONDITIONAL, FAILS, FAILS_ON_CONDITION, INCONCLUSIVE, NOT_REPRODUCIBLE)
+COLUMNS = (HOLDS, CONDITIONAL, FAILS, LIMITED, INCONCLUSIVE, NOT_REPRODUCIBLE)
 README, PAGE = 240, 360
 """Characters up to which further sentences of an evidence are shown."""
 
@@ -99,5 +107,5 @@ def _entry(row: Mapping[str, Any]) -> list[str]:
 
 def _verdict(row: Mapping[str, Any]) -> str:
     if row["status"] == FAILS and row["evidence"]["conditions"]:
-        return FAILS_ON_CONDITION
+        return LIMITED
     return SHORT.get(row["status"], row["status"])

@@ -1,7 +1,7 @@
 """A name for this machine that keeps unlike measurements apart.
 
 asv's own machine file knows neither the GPU nor its driver, nor the version of torch and its threads, and all results
-of a machine form one series; so these are in the name.
+of a machine form one series; so these are in the name, and so is the CPU, which suites run on beside a GPU, too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ NOISE = re.compile(r"\((?:r|tm|c)\)|@.*|\b(?:nvidia|cpu|processor|\d+-core)\b", 
 
 
 def machine_name(facts: Mapping[str, Any]) -> str:
-    """Such as ``intel-xeon-2c-torch2.13.0-2t`` or ``h100-80gb-hbm3-driver570.86-cuda12.8-torch2.13.0-8t``: 2 cores that
-    may be used, an operator on 8 threads.
+    """Such as ``intel-xeon-2c-torch2.13.0-2t``, 2 cores that may be used and an operator on 2 threads, or, with a GPU,
+    ``h100-80gb-hbm3-driver570.86-cuda12.8-intel-xeon-16c-torch2.13.0-8t``.
 
     Args:
         facts: as from :func:`biases.bench.facts`; what is unknown is left out of the name.
@@ -26,14 +26,11 @@ def machine_name(facts: Mapping[str, Any]) -> str:
     """
     # What follows the plus, as in 2.13.0+cpu, says again what the GPU's part of the name says or leaves out.
     software = [f"torch{str(facts['torch']).partition('+')[0]}", facts.get("threads") and f"{facts['threads']}t"]
-    gpu = facts.get("cuda_device")
-    if gpu:
-        driver, cuda = facts.get("cuda_driver"), facts.get("cuda_version")
-        parts = [gpu, driver and f"driver{driver}", cuda and f"cuda{cuda}", *software]
-    else:
-        cores = facts.get("usable_cores") or facts.get("cores")
-        parts = [facts.get("cpu") or platform.machine(), cores and f"{cores}c", *software]
-    return "-".join(_slug(part) for part in parts if part)
+    cores = facts.get("usable_cores") or facts.get("cores")
+    host = [facts.get("cpu") or platform.machine(), cores and f"{cores}c"]
+    gpu, driver, cuda = (facts.get(name) for name in ("cuda_device", "cuda_driver", "cuda_version"))
+    device = [gpu, driver and f"driver{driver}", cuda and f"cuda{cuda}"] if gpu else []
+    return "-".join(_slug(part) for part in (*device, *host, *software) if part)
 
 
 def asv_machine(facts: Mapping[str, Any]) -> dict[str, str]:

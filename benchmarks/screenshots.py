@@ -1,45 +1,32 @@
 """Pictures of the dashboard for the README: ``python benchmarks/screenshots.py``, of the committed results.
 
-It writes ``docs/images/report.png`` (a desktop, light) and ``docs/images/report-phone.png`` (a phone, dark), with a
-Chromium that it finds on the path or that ``BIASES_BROWSER`` names. Exit code 2 where there is none.
+It writes ``docs/images/report.png`` (a desktop, light) and ``docs/images/report-phone.png`` (a phone, dark), with
+Playwright and a Chromium that is on the path or that ``BIASES_BROWSER`` names. Exit code 1 where a page logs anything,
+2 where there is no browser, or none that starts.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from html import escape
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 # As a script, Python looks for modules beside it and not in the checkout.
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.browser import DESKTOP, PHONE, SECONDS, missing, running, visiting  # noqa: E402
 from biases import cli  # noqa: E402
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    # Charts are drawn one after another: what is asked for is shown when they have come to rest.
-    "--virtual-time-budget=60000",
-)
-SECONDS = 600
-LEAST_WIDTH = 500
-"""Of a window."""
+COLOURS = 128
 
 
 @dataclass(frozen=True)
@@ -49,64 +36,57 @@ class Shot:
     Attributes:
         name: file in ``docs/images``.
         section: the only one that is shown, by its id, or empty for all.
-        width, height: of the window, in CSS pixels.
+        device: that it is taken of: its window and pixels, as in Playwright's ``Browser.new_context``.
         theme: ``"light"`` or ``"dark"``.
-        scale: pixels of the picture for one of the window.
     """
 
     name: str
     section: str
-    width: int
-    height: int
+    device: dict[str, Any]
     theme: str
-    scale: int = 1
 
 
 SHOTS = (
-    Shot("report.png", "ablations", 1280, 1100, "light"),
-    Shot("report-phone.png", "gallery", 390, 844, "dark", 2),
+    Shot("report.png", "ablations", DESKTOP, "light"),
+    Shot("report-phone.png", "gallery", PHONE, "dark"),
 )
 
 
-def find_browser() -> str | None:
-    """The browser of ``BIASES_BROWSER``, or the first of :data:`BROWSERS` on the path."""
-    return os.environ.get("BIASES_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def take(page: Path, shot: Shot, target: Path, browser: str) -> list[str]:
-    """Photograph ``page``; what it logged.
+def wait_for_chart(chart: Locator) -> None:
+    """Wait until a chart in the window or near it is drawn.
 
     Raises:
-        RuntimeError: the browser took no picture.
+        AssertionError: it could not be, or was not in time.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        themed, frame = Path(scratch, "page.html"), Path(scratch, "frame.html")
-        html = page.read_text(encoding="utf-8")
-        if shot.section:
-            # Without the others instead of scrolled to: what is far below is not always painted.
-            html = html.replace("</style>", f"main > section:not(#{shot.section}) {{ display: none }}\n</style>", 1)
-        themed.write_text(html.replace('<html lang="en">', f'<html lang="en" data-theme="{shot.theme}">', 1), "utf-8")
-        # A browser's window has a least width, an element inside it has none.
-        size = f'width="{shot.width}" height="{shot.height}"'
-        style = "<style>body { margin: 0 } iframe { border: 0; display: block }</style>"
-        source = escape(themed.as_uri())
-        frame.write_text(f'<!DOCTYPE html>{style}<iframe src="{source}" {size}></iframe>', "utf-8")
-        command = [browser, *FLAGS, "--hide-scrollbars", f"--user-data-dir={scratch}/profile"]
-        command += [f"--window-size={max(shot.width, LEAST_WIDTH)},{shot.height}"]
-        picture = Path(scratch, "picture.png")
-        command += [f"--force-device-scale-factor={shot.scale}", f"--screenshot={picture}", frame.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        if not picture.exists():
-            raise RuntimeError(f"{browser}: expected a picture, got exit code {done.returncode}: {done.stderr[-500:]}")
-        _crop(picture, target, shot.width * shot.scale)
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    from playwright.sync_api import expect
+
+    failed = chart.and_(chart.page.locator(".failed-chart"))
+    expect(chart.locator(".main-svg").or_(failed).first).to_be_visible(timeout=1000 * SECONDS)
+    expect(failed).to_have_count(0)
 
 
-def _crop(picture: Path, target: Path, width: int) -> None:
+def wait_for_charts(page: Page) -> None:
+    """Wait until every chart in the window is drawn, as :func:`wait_for_chart` does."""
+    height = (page.viewport_size or {})["height"]
+    for chart in page.locator(".chart:visible").all():
+        place = chart.bounding_box()
+        if place and place["y"] < height and place["y"] + place["height"] > 0:
+            wait_for_chart(chart)
+
+
+def take(browser: Browser, page: Path, shot: Shot, target: Path) -> list[str]:
+    """Photograph the window of ``page`` into ``target``, a PNG of few colours; what the page logged."""
     from PIL import Image
 
-    with Image.open(picture) as whole:
-        whole.crop((0, 0, width, whole.height)).convert("RGB").quantize(128).save(target, optimize=True)
+    with visiting(browser, page.as_uri(), color_scheme=shot.theme, **shot.device) as visit:
+        if shot.section:
+            visit.page.add_style_tag(content=f"main > section:not(#{shot.section}) {{ display: none }}")
+        wait_for_charts(visit.page)
+        visit.settle()
+        picture = BytesIO(visit.page.screenshot(animations="disabled", timeout=1000 * SECONDS))
+        with Image.open(picture) as whole:
+            whole.convert("RGB").quantize(COLOURS).save(target, optimize=True)
+        return visit.logged
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,18 +95,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="take this one instead of that of the committed results")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
-    browser = find_browser()
-    if browser is None:
-        print(f"screenshots: no browser found, tried {', '.join(BROWSERS)}", file=sys.stderr)
+    out = options.out.resolve()
+    if reason := missing():
+        print(f"screenshots: {reason}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
-        page = options.page
-        if page is None:
+        if options.page is None:
             page = Path(scratch, "report.html")
             os.chdir(ROOT)
             if code := cli.main(["report", "benchmarks/results", "--out", str(page)]):
                 return code
-        logged = [line for shot in SHOTS for line in take(page, shot, options.out / shot.name, browser)]
+        else:
+            page = options.page.resolve()
+        try:
+            with running() as browser:
+                logged = [line for shot in SHOTS for line in take(browser, page, shot, out / shot.name)]
+        except RuntimeError as error:
+            print(f"screenshots: {error}", file=sys.stderr)
+            return 2
     for line in logged:
         print(line, file=sys.stderr)
     return 1 if logged else 0

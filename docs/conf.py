@@ -28,6 +28,7 @@ release = version = biases.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinxarg.ext"]
 html_theme = "furo"
 html_title = f"biases {release}"
+html_favicon = "images/favicon.svg"
 html_show_copyright = False
 smartquotes = False
 nitpicky = True

@@ -3,7 +3,8 @@
 A ``python`` or ``toml`` block that begins with ``# NAME`` is a file; another ``python`` block is run, and a ``text``
 block after it is what it prints. A ``console`` block has commands after ``$ ``, each followed by what it prints, if
 that is shown; a command ends with exit code 0 unless ``$ echo $?`` follows. ``...`` stands for anything, though not by
-itself, and white space does not count. Blocks in other languages are not run.
+itself, and white space does not count. Of a ``sh`` block the lines are run that the session is given options for, to
+make them small. Blocks in other languages are not run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,11 +110,13 @@ class Session:
     """One page, run.
 
     Attributes:
+        appended: options to the lines of ``sh`` blocks that are run.
         wrong: where the page says otherwise than what happened.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, appended: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.appended = appended or {}
         self.wrong: list[str] = []
 
     def run(self, page: list[Block]) -> list[str]:
@@ -132,6 +135,8 @@ class Session:
                     printed = self._python(block)
                 elif block.language == "console":
                     self._console(block)
+                elif block.language == "sh":
+                    self._small(block)
         return self.wrong
 
     def run_alone(self, block: Block) -> list[str]:
@@ -171,6 +176,13 @@ class Session:
             if code and not asked:
                 self.wrong.append(f"{block.where}: $ {command}: expected exit code 0, got {code}\n{printed}")
 
+    def _small(self, block: Block) -> None:
+        for command, _ in block.commands:
+            if command in self.appended:
+                code, printed = execute(f"{command} {self.appended[command]}")
+                if code:
+                    self.wrong.append(f"{block.where}: {command}: expected exit code 0, got {code}\n{printed}")
+
     def _compare(self, where: str, shown: str, printed: str) -> None:
         if "..." in shown and not shown.replace("...", "").strip():
             self.wrong.append(f"{where}: expected something beside ...")
@@ -179,16 +191,25 @@ class Session:
 
 
 def execute(command: str) -> tuple[int, str]:
-    """Exit code and output, of both streams, of a command: of ``biases`` in this process, of Python in another."""
+    """Exit code and output, of both streams, of a command: of ``biases`` in this process, of others in another.
+
+    What it prints goes to the file after ``>``, if there is one.
+    """
     words = shlex.split(command, comments=True)
+    words, file = (words[:-2], Path(words[-1])) if words[-2:-1] == [">"] else (words, None)
     if words[0] == "biases":
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+        out = io.StringIO()
+        told = out if file is None else io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
             try:
                 code = main(words[1:])
             except SystemExit as error:
                 code = int(error.code or 0)
-        return code, printed.getvalue()
-    assert words[0] == "python", f"expected biases or python, got {command!r}"
-    python = [sys.executable, *words[1:]]
-    done = subprocess.run(python, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
+        if file is not None:
+            file.write_text(out.getvalue(), encoding="utf-8")
+        return code, told.getvalue()
+    assert words[0] in ("python", "mkdir"), f"expected biases, python or mkdir, got {command!r}"
+    assert file is None, f"expected a file written by biases, got {command!r}"
+    words[0] = sys.executable if words[0] == "python" else words[0]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
     return done.returncode, done.stdout

@@ -74,8 +74,10 @@ def test_the_machine_is_named_by_what_changes_times():
     assert machine_name(found) == "intel-xeon-gold-6330-2c-torch2.13.0-2t"
     assert machine_name({**found, "threads": 1}) == "intel-xeon-gold-6330-2c-torch2.13.0-1t"
     cuda = {"cuda_device": "NVIDIA H100 80GB HBM3", "cuda_driver": "570.86.15", "cuda_version": "12.8"}
-    named = "h100-80gb-hbm3-driver570.86.15-cuda12.8-torch2.13.0-2t"
+    named = "h100-80gb-hbm3-driver570.86.15-cuda12.8-intel-xeon-gold-6330-2c-torch2.13.0-2t"
     assert machine_name({**found, **cuda, "torch": "2.13.0+cu128"}) == named
+    # Suites of the CPU run there too.
+    assert "-amd-epyc-9554-2c-" in machine_name({**found, **cuda, "cpu": "AMD EPYC 9554 64-Core Processor"})
     assert machine_name({"torch": "2.9.1"}).endswith("torch2.9.1")
 
 

@@ -94,8 +94,9 @@ def test_equal_code_that_keeps_its_promises_passes(repo: Path, capsys: pytest.Ca
     assert [(row["name"], row["verdict"]) for row in found["compare"]["rows"]] == [("memory.track_peak", "no change")]
     assert "::error" not in printed.err
     assert report("summary.md").startswith("## biases: all is well\n")
-    assert [suite.get("failures") for suite in XML.fromstring(report("junit.xml"))] == ["0"]
-    assert json.loads(report("results.sarif"))["runs"][0]["results"] == []
+    assert [suite.get("failures") for suite in XML.fromstring(report("junit.xml"))] == ["0", "0"]
+    (run,) = json.loads(report("results.sarif"))["runs"]
+    assert (run["results"], run["invocations"][0]["executionSuccessful"]) == ([], True)
     assert json.loads(report("comparison.json"))["exit_code"] == 0
 
 
@@ -116,9 +117,14 @@ def test_both_parts_are_run_and_both_faults_are_told(
     assert "## biases: something failed" in job
     assert "| layers\\_of\\_ci:mean | future-independence |" in job
     assert "**regression**" in job
-    assert [suite.get("failures") for suite in XML.fromstring(report("junit.xml"))] == ["1"]
-    (result,) = json.loads(report("results.sarif"))["runs"][0]["results"]
-    assert result["ruleId"] == "future-independence"
+    suites = XML.fromstring(report("junit.xml"))
+    assert [(suite.get("name"), suite.get("failures")) for suite in suites] == [
+        ("layers_of_ci:mean", "1"),
+        ("biases compare", "1"),
+    ]
+    results = json.loads(report("results.sarif"))["runs"][0]["results"]
+    assert [result["ruleId"] for result in results] == ["future-independence", "no-regression"]
+    assert out.index("::error title=memory.track_peak") < out.index("::error file=layers_of_ci.py")
 
 
 def test_a_regression_alone_fails(repo: Path) -> None:
@@ -158,6 +164,7 @@ def test_what_cannot_be_run_keeps_nothing_else_from_it(repo: Path, capsys: pytes
     assert {name: suite.get("errors") for name, suite in suites.items()} == {
         "layers_of_ci:no_such": "1",
         "layers_of_ci:mean": "0",
+        "biases compare": "1",
     }
     (repo / "table_of_ci.py").write_text(SQUARE)
     assert main(["ci", "--check", "layers_of_ci:no_such", "--base", "HEAD", COMPARE]) == 1
@@ -182,6 +189,14 @@ def test_one_subject_that_is_checked_twice_is_told_apart(repo: Path) -> None:
         (["--check", "a:b --no-such"], "", "--check 'a:b --no-such': unrecognized arguments: --no-such"),
         (["--check", "a:b --junit x"], "", "unrecognized arguments: --junit x"),
         (["--check", "a:b 'c"], "", "No closing quotation"),
+        (["--check", "alibi --trait cusal=true"], "", "did you mean 'causal'"),
+        (["--check", "a:b --trait causal=maybe"], "", "Traits causal: expected True or False, got 'maybe'"),
+        (["--check", "a:b --property nope"], "", "--check 'a:b --property nope': property: expected one of"),
+        (["--check", "a:b --max-examples -3"], "", "--max-examples: expected an integer of at least 1, got -3"),
+        (["--check", "a:b --widths 64"], "", "--widths: expected dim:heads"),
+        (["--check", "a:b --option x"], "", "--option: expected name=value"),
+        (["--check", "a:b --as maks"], "", "--as: expected one of"),
+        (["--base", "HEAD", "--compare", "--threshold 1"], "", "threshold: expected a ratio above 1"),
         (["--check=--slow"], "", "the following arguments are required: TARGET"),
         (["--base", "HEAD", "--compare", "--rounds x"], "", "argument --rounds: invalid int value: 'x'"),
         (["--base", "HEAD", "--compare", "HEAD~1"], "", "unrecognized arguments: HEAD~1"),
@@ -287,6 +302,7 @@ def test_what_was_checked_is_told_whatever_becomes_of_the_comparison(
     def broken(*arguments: object) -> None:
         raise error
 
+    make_repository(tmp_path, {"one": {"README": ""}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     failed = [Result("alibi", "p", "", "failed", message="m")]

@@ -12,7 +12,7 @@ import pytest
 
 yaml = pytest.importorskip("yaml")
 
-from benchmarks.ci_check import ACTION, CASES, COMMITS, ROOT, faults, run_action, run_case  # noqa: E402
+from benchmarks.ci_check import ACTION, CASES, COMMITS, ROOT, added, faults, run_action, run_case  # noqa: E402
 from benchmarks.compare_check import make_repository  # noqa: E402
 from biases.bench.compare import Options, compare  # noqa: E402
 from biases.ci.plan import plan_of  # noqa: E402
@@ -168,3 +168,16 @@ def test_the_kept_results_hold_what_is_claimed(kept: dict) -> None:
     for run in kept["runs"]:
         codes.setdefault(run["case"], []).append(run["exit_code"])
     assert codes == {name: [case.exit_code] * (20 if name == "unchanged" else 1) for name, case in CASES.items()}
+
+
+def test_runs_of_some_cases_leave_those_of_the_others_as_they_are(kept: dict) -> None:
+    run = {"case": "slower", "seed": 0, "exit_code": 0, "verdicts": {}}
+    new = {"faults": ["slower 0: expected"], "runs": [run], "machine": {"cores": 3}, "seconds": 1.0}
+    merged = added({**kept, "faults": ["slower 0: earlier", "bytes 0: earlier"]}, new, ["slower"])
+    assert merged["faults"] == ["bytes 0: earlier", "slower 0: expected"]
+    assert merged["runs"] == [each for each in kept["runs"] if each["case"] != "slower"] + [run]
+    assert merged["added"][-1] == {"cases": ["slower"], "machine": {"cores": 3}, "seconds": 1.0}
+    assert {**merged, **dict.fromkeys(("faults", "runs", "added"))} == {
+        **kept,
+        **dict.fromkeys(("faults", "runs", "added")),
+    }

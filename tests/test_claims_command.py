@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from claims_studies import gate_sight, keep
@@ -96,20 +97,33 @@ def test_nothing_to_show_is_told(capsys, arguments):
     assert command(capsys, "ega-causal", *arguments)[0] == cli.NOTHING
 
 
-@pytest.mark.parametrize("verdict", [CONDITIONAL, ledger.SHORT[CONDITIONAL]])
-def test_verdicts_can_be_asked_for_as_they_are_shown(capsys, verdict):
-    code, out = command(capsys, "ega-gate-range", "ega-causal", "--verdict", verdict, "--json")
-    assert (code, [row["id"] for row in json.loads(out)["claims"]]) == (cli.OK, ["ega-gate-range"])
+@pytest.mark.parametrize(
+    ("verdict", "id"),
+    [
+        ("holds on condition", "ega-gate-range"),
+        ("fails", "ega-causal"),
+        ("fails on condition", "ega-gain-without-the-future"),
+        ("not reproducible", "ega-two-seeds"),
+        (NOT_REPRODUCIBLE, "ega-two-seeds"),
+    ],
+)
+def test_verdicts_can_be_asked_for_as_they_are_shown_and_written(capsys, verdict, id):
+    ids = ("ega-gate-range", "ega-causal", "ega-gain-without-the-future", "ega-two-seeds")
+    code, out = command(capsys, *ids, "--verdict", verdict, "--json")
+    found = [row["id"] for row in json.loads(out)["claims"]]
+    assert code == cli.OK
+    assert found == (["ega-causal", "ega-gain-without-the-future"] if verdict == FAILS else [id])
 
 
-def test_what_fails_in_the_setting_measured_alone_can_be_asked_for(capsys):
-    code, out = command(capsys, "ega-gain-without-the-future", "ega-causal", "--verdict", ledger.LIMITED, "--json")
-    assert (code, [row["id"] for row in json.loads(out)["claims"]]) == (cli.OK, ["ega-gain-without-the-future"])
-
-
-def test_one_entry_tells_that_it_fails_on_conditions(capsys):
-    assert "\nfails, on the conditions below\n" in command(capsys, "ega-gain-without-the-future")[1]
-    assert "\nfails\n" in command(capsys, "ega-causal")[1]
+@pytest.mark.parametrize(
+    "id", ["ega-gate-range", "ega-causal", "ega-gain-without-the-future", "ega-two-seeds", "superadditivity"]
+)
+def test_the_words_for_a_verdict_are_those_of_the_documentation(capsys, id):
+    """In the table, of one entry, and in the totals."""
+    label = next(run_claims([id])).label
+    page = Path(__file__).parent.parent / "docs" / "claims.md"
+    assert f"\n| {label} | " in page.read_text()
+    assert f"\n{label}\n" in command(capsys, id)[1]
 
 
 def test_kinds_that_are_no_executed_statements_are_counted_apart(capsys):

@@ -7,6 +7,7 @@ import sys
 import pytest
 from compare_repository import PACKAGE, PEAK, scratch_folder, two_equal_commits
 
+from biases.bench.compare import Options, compare
 from biases.bench.compare.revisions import Repository, find_suite
 
 pytest.importorskip("scipy")
@@ -104,11 +105,51 @@ def test_a_suite_is_found_by_the_configuration_of_asv(tmp_path):
     (tmp_path / "perf/asv.conf.json").write_text(text)
     assert find_suite(tmp_path, None) == ("perf/suite", 5.0)
     assert find_suite(tmp_path, "perf") == ("perf", 5.0)
+    (tmp_path / "other/benchmarks").mkdir(parents=True)
+    (tmp_path / "other/benchmarks/b.py").touch()
+    assert find_suite(tmp_path, None, "other") == ("other/benchmarks", 5.0)
+    assert find_suite(tmp_path, "perf", "other") == ("perf", 5.0)
+    assert find_suite(tmp_path, None, "perf/suite") == ("perf/suite", 5.0)
     with pytest.raises(ValueError, match="suite: expected a folder with asv-style benchmarks"):
         find_suite(tmp_path, "nowhere")
     (tmp_path / "perf/asv.conf.json").write_text("{broken")
     with pytest.raises(ValueError, match="expected JSON"):
         find_suite(tmp_path, None)
+
+
+def test_a_suite_in_a_folder_of_a_larger_repository(repo, monkeypatch):
+    """As `python -m` from that folder would find the modules, and as asv does from that of its configuration."""
+    repo.write("sub/mypkg/__init__.py", "VALUE = 3\n")
+    repo.write("sub/mypkg/types.py", "raise AssertionError('that of the standard library was meant')\n")
+    repo.write("sub/src/other/__init__.py", "VALUE = 4\n")
+    repo.write(
+        "sub/benchmarks/few.py", "import mypkg, other, pkg\ndef track_x():\n    return mypkg.VALUE + other.VALUE\n"
+    )
+    repo.commit()
+    repo.write("sub/mypkg/__init__.py", "VALUE = 5\n")
+
+    def found(folder, **options):
+        chosen = Options(deterministic_only=True, **options)
+        return [(row.name, row.base, row.head) for row in compare("HEAD", repository=folder, options=chosen).rows]
+
+    expected = [("few.track_x", 7, 9)]
+    assert found(repo.root / "sub") == expected
+    assert found(repo.root / "sub/mypkg", suite="benchmarks") == expected
+    repo.write("sub/asv.conf.json", '{"benchmark_dir": "benchmarks"}')
+    assert found(repo.root) == expected
+
+
+def test_what_a_clone_lacks_is_told(repo, tmp_path):
+    """The default of actions/checkout is a clone of one commit."""
+    repo.git("clone", "--quiet", "--depth", "1", f"file://{repo.root}", str(tmp_path / "shallow"))
+    with pytest.raises(ValueError, match=r"got 'HEAD\^1'; the clone is shallow .*fetch-depth: 2"):
+        Repository(tmp_path / "shallow").resolve("HEAD^1")
+    repo.git("checkout", "--quiet", "HEAD~1")
+    with pytest.raises(ValueError, match=r"got 'HEAD\^1'; HEAD is the first commit"):
+        Repository(repo.root).resolve("HEAD^1")
+    with pytest.raises(ValueError, match=r"got 'nowhere'$"):
+        Repository(repo.root).resolve("nowhere")
+    repo.git("checkout", "--quiet", "-")
 
 
 def test_a_suite_may_lie_outside_of_the_repository(repo, tmp_path):

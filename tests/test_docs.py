@@ -7,11 +7,12 @@ import importlib.util
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import doc_session
@@ -29,36 +30,86 @@ PAGES = sorted(DOCS.rglob("*.md"))
 SESSIONS = [page for page in PAGES if page.parent != DOCS or page.name == "tutorial.md"]
 ALONE = [page for page in PAGES if page not in SESSIONS]
 
+WINDOW_OF_4 = "--as mask --trait causal=true --trait alignment=upper-left --trait window=4"
+
+
+@dataclass(frozen=True)
+class Small:
+    """How a command is run.
+
+    Attributes:
+        appended: options that make it small.
+        code: how it ends.
+        reads: files that it reads, each with the command that prints it.
+        slow: it takes seconds all the same.
+    """
+
+    appended: str = ""
+    code: int = 0
+    reads: Mapping[str, str] = field(default_factory=dict)
+    slow: bool = False
+
+
+# Commands that are run, in a folder as `prepared` makes it.
+RUN = {
+    "biases ablate benchmarks/ablations/gate-sight-small.toml": Small("--dry-run"),
+    "biases ablate benchmarks/ablations/gate-sight-paper.toml --device cuda": Small(
+        "--dry-run --device cpu --out runs/none"
+    ),
+    "biases stats runs/gate-sight-small": Small(),
+    "biases stats runs/gate-sight-small --a ega --b ega-token --metric truncated": Small(),
+    "mkdir mine": Small(),
+    "biases stats runs/gate-sight-paper --json > mine/gate-sight-paper.json": Small(),
+    "biases claims": Small("--paper 2104.09864"),
+    "biases claims ega-causal mope-eq-33": Small(),
+    "biases claims ega-causal": Small(),
+    "biases claims --paper 2606.01258 --verdict fails --json": Small(),
+    "biases claims ega-gain --results DIR": Small(),
+    "biases claims --results mine": Small("ega-gain"),
+    f"biases check mypkg.masks:window_of_4 {WINDOW_OF_4}": Small("--max-examples 5", code=1),
+    "biases check torch.nn.functional:scaled_dot_product_attention --as operator --trait normalisation=row": Small(
+        "--max-examples 5"
+    ),
+    "biases check mypkg.attention:make_layer --trait causal=true --junit results.xml": Small("--max-examples 1"),
+    "biases bench alibi ega --length 1024 4096 --peers": Small(
+        "--length 16 --rounds 3 --seconds 0.1 --direction forward", slow=True
+    ),
+    "biases profile alibi": Small("--length 16"),
+    "biases profile ega --length 4096": Small("--length 16"),
+    "biases profile char-gpt --level training": Small("--length 16 --steps 1", slow=True),
+    "biases profile rotary": Small("--length 16 --steps 1", slow=True),
+    "biases profile manhattan --forward-only --device cuda --dtype bfloat16": Small("--length 16 --device cpu"),
+    "biases profile mypkg.attention:make_layer --option window=64 --heads 4 --head-dim 32": Small("--length 16"),
+    "biases report": Small(slow=True),
+    "biases report benchmarks/results --out report.html": Small(slow=True),
+    "biases report runs/gate-sight-small check.json claims.json --out report.html": Small(
+        reads={
+            "check.json": "biases check alibi --property shape-dtype-device --max-examples 1 --json",
+            "claims.json": "biases claims rope-relative --json",
+        }
+    ),
+}
+# Of the shell scripts of sessions, run there after the blocks above them, with these options appended.
+IN_SESSION = {
+    "biases check squared-distance": "--max-examples 1 --property future-independence",
+    "biases bench squared-distance": "--length 16 --rounds 3",
+    "biases mutants normalised-values": "--max-examples 3",
+}
 # What is not run from its page, by the beginning of the command, and why. Its options are checked all the same.
 NOT_RUN = {
-    "biases ablate ": "it trains for minutes to hours; tests/test_ablate_command.py runs small studies",
-    "biases stats ": "it reads such a run; tests/test_study.py makes one",
-    "biases claims ": "its tests are run one by one by tests/test_pages.py",
-    "biases bench ": "it measures for a minute; tests/test_bench_command.py",
-    "biases compare ": "it measures two commits; tests/test_compare.py",
-    "biases profile ": "it measures; tests/test_profile.py",
-    "biases report ": "it reads results that are not there, or serves until it is stopped; tests/test_report.py",
+    "biases ablate study.toml ": "it needs Slurm, or a cluster of Ray; tests/test_ray_executor.py starts one here",
+    "biases compare ": "it measures two commits of a repository; tests/test_compare_command.py makes one",
+    "biases report benchmarks/results --serve": "it serves until it is stopped; tests/test_report_inputs.py",
     "pip install ": "it needs a network",
-    "tensorboard ": "it serves until it is stopped",
-    "biases ci ": "it needs a repository with a base; tests/test_ci.py",
-    "biases check mypkg.": "mypkg is the reader's; the tutorial has one that is run",
-    "biases check squared-distance": "its file is made by the page, outside of the package",
-    "biases mutants normalised-values": "its file is made by the page, outside of the package",
+    "python -m http.server ": "it serves until it is stopped; tests/test_asv_site.py serves the pages to a browser",
+    "tensorboard ": "it serves until it is stopped; tests/test_profile.py asks the plug-in instead",
+    "biases ci ": "it needs a repository with a base and a suite; tests/test_ci.py makes one",
     "make ": "it sets up an environment; each is what a developer runs by hand",
-    "asv ": "it reads or makes results of asv; tests/test_asv.py",
     "python -c 'from biases.bench.compare": "it measures two commits; tests/test_compare.py",
     "python -m biases.demo.readme": "it writes the README; tests/test_readme.py makes the text",
     "python -m biases.testing.properties.table": "it writes the page; the table is made below",
     "python benchmarks/false_alarms.py": "it takes an hour; its result is committed",
     ".venv/bin/python -m benchmarks.gpu ": "it takes minutes; tests/test_gpu_entry.py",
-}
-WINDOW_OF_4 = "--as mask --trait causal=true --trait alignment=upper-left --trait window=4"
-# Commands that are run, and how they end.
-RUN = {
-    "biases claims ega-causal mope-eq-33": 0,
-    "biases claims ega-causal": 0,
-    f"biases check mypkg.masks:window_of_4 {WINDOW_OF_4}": 1,
-    "biases check torch.nn.functional:scaled_dot_product_attention --as operator --trait normalisation=row": 0,
 }
 LANGUAGES = {"python", "console", "sh", "toml", "text", "yaml"}
 
@@ -76,7 +127,7 @@ COMMANDS = [pytest.param(text, id=where) for page in [ROOT / "README.md", *PAGES
 
 @pytest.mark.parametrize("page", SESSIONS, ids=lambda path: path.stem)
 def test_sessions_do_as_they_say(page: Path, tmp_path: Path) -> None:
-    wrong = Session(tmp_path).run(blocks(page))
+    wrong = Session(tmp_path, IN_SESSION).run(blocks(page))
     assert not wrong, "\n\n".join(wrong)
 
 
@@ -134,7 +185,8 @@ def test_code_runs(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_run_or_left_out_for_a_reason(command: str) -> None:
     reasons = [why for start, why in NOT_RUN.items() if f"{command} ".startswith(start)]
-    assert command in RUN or len(reasons) == 1, f"{command!r}: put it into RUN or NOT_RUN"
+    tables = (command in RUN) + (command in IN_SESSION) + len(reasons)
+    assert tables == 1, f"{command!r}: put it into one of RUN, IN_SESSION and NOT_RUN"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -155,17 +207,56 @@ def test_no_reason_is_left_over() -> None:
     found = [each.values[0] for each in COMMANDS]
     assert not [start for start in NOT_RUN if not any(f"{command} ".startswith(start) for command in found)]
     assert set(RUN) <= set(found)
+    of_sessions = {command for page in SESSIONS for _, command in commands(page)}
+    assert set(IN_SESSION) <= of_sessions
+    assert not set(RUN) & of_sessions
     assert all((ROOT / path).is_file() for why in NOT_RUN.values() for path in re.findall(r"tests/\w+\.py", why))
 
 
-@pytest.mark.parametrize("command", RUN)
-def test_small_commands_end_as_they_should(command: str, tmp_path: Path) -> None:
+@pytest.fixture
+def prepared(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a reader who has a package of their own, and results of a study; entered."""
     (block,) = (each for each in blocks(DOCS / "checking.md") if "def window_of_4" in each.text)
-    (tmp_path / "mypkg").mkdir()
-    (tmp_path / "mypkg" / "masks.py").write_text(block.text.partition("traits =")[0])
+    package = tmp_path / "mypkg"
+    package.mkdir()
+    (package / "masks.py").write_text(block.text.partition("traits =")[0])
+    (package / "attention.py").write_text(
+        "from biases import zoo\n\n\ndef make_layer(dim, heads, window=8):\n"
+        '    return zoo.layer(f"swat[window={window}]", dim=dim, heads=heads)\n'
+    )
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    for size in ("small", "paper"):
+        shutil.copytree(ROOT / "benchmarks/results/ablations/gate-sight-small", tmp_path / f"runs/gate-sight-{size}")
+    shutil.copytree(ROOT / "biases/claims/data", tmp_path / "DIR")
     with doc_session.apart(tmp_path):
-        code, printed = execute(f"{command} --max-examples 5" if " check " in command else command)
-    assert code == RUN[command], printed
+        yield tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.slow] if how.slow else []) for name, how in RUN.items()]
+)
+def test_small_commands_end_as_they_should(command: str, prepared: Path) -> None:
+    how = RUN[command]
+    if "mine" in command and command != "mkdir mine":
+        shutil.copytree("DIR", "mine")
+    for file, made_by in how.reads.items():
+        assert execute(f"{made_by} > {file}")[0] == 0
+    code, printed = execute(f"{command} {how.appended}")
+    assert code == how.code, printed
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=block.where)
+        for page in [ROOT / "README.md", *PAGES]
+        for block in blocks(page)
+        if block.language == "sh"
+    ],
+)
+def test_shell_scripts_are_parsed(block: Block) -> None:
+    done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -206,6 +297,15 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def test_the_table_of_properties_is_up_to_date() -> None:
     text = (DOCS / "checking.md").read_text()
     assert table.generate(text) == text, "run `python -m biases.testing.properties.table docs/checking.md`"
+
+
+def test_the_page_of_the_plug_in_loads_from_the_host_that_is_told() -> None:
+    spec = importlib.util.find_spec("torch_tb_profiler")
+    if spec is None or spec.origin is None:
+        pytest.skip("torch_tb_profiler is not installed: pip install 'attention-biases[profile]'")
+    page = (Path(spec.origin).parent / "static" / "index.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"""src\s*=\s*["']https://([^/]+)/""", page)) == {"www.gstatic.com"}
+    assert "`www.gstatic.com`" in (DOCS / "profiling.md").read_text()
 
 
 def test_every_trait_is_told() -> None:

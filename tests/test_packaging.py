@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -34,7 +35,7 @@ ROWS = {
     "zoo": 5,
     **dict.fromkeys(("ablation", "testing", "bench", "stats"), 6),
     "claims": 7,
-    **dict.fromkeys(("report", "ci", "cli", "demo", "checking", "listing"), 8),
+    **dict.fromkeys(("__main__", "report", "ci", "cli", "demo", "checking", "listing"), 8),
 }
 TOP = max(ROWS.values())
 BOTTOM = {room for room, row in ROWS.items() if row == 0}
@@ -171,3 +172,10 @@ def test_the_metadata_agrees_with_the_package():
     assert project["name"] == "attention-biases"
     assert {re.split(r"[<>=]", each)[0] for each in project["dependencies"]} == {"numpy", "torch"}
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_package_runs_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(PACKAGE / "__main__.py"), run_name="__main__")
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"biases {biases.__version__}\n")

@@ -315,6 +315,8 @@ def test_an_interrupted_profile_leaves_nothing(tmp_path):
         (["swin", "--length", "60"], "expected a square number of pixels, got 60"),
         (["swin-t", "--heads", "2"], "--heads of 'swin-t': expected none, the model has its own, got 2"),
         (["alibi", "--length", "0"], "length: expected an integer of at least 1, got 0"),
+        (["alibi", "--length", "99999999999"], "batch 1, length 99999999999, width 32: expected an input within"),
+        (["alibi", "--head-dim", "1" + "0" * 7], "expected what fits into the memory, got "),
         (["alibi", "--steps", "0"], "--steps: expected an integer of at least 1, got 0"),
         (["alibi", "--sort", "device"], "--device for --sort device"),
         (["alibi", "--device", "tpu"], "device: expected"),
@@ -338,6 +340,12 @@ def test_bad_input_is_refused(arguments, message, tmp_path, monkeypatch, capsys)
     assert list(tmp_path.rglob("*.json")) == []
 
 
+def test_memory_that_is_refused_is_bad_input_and_no_other_error_is():
+    for error, raised in ((torch.OutOfMemoryError("on CUDA"), ValueError), (RuntimeError("mine"), RuntimeError)):
+        with pytest.raises(raised), command.memory_refused(Setting()):
+            raise error
+
+
 def test_the_table_for_people(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -353,7 +361,8 @@ def test_the_table_for_people(tmp_path, monkeypatch, capsys):
     (trace,) = Path("runs/profile/alibi").glob("*.pt.trace.json")
     assert f"trace: {trace}" in shown
     assert any("ui.perfetto.dev" in line for line in shown)
-    assert any("tensorboard --logdir runs/profile/alibi" in line and "archived" in line for line in shown)
+    assert any("tensorboard --logdir runs/profile/alibi" in line for line in shown)
+    assert any("archived" in line and "www.gstatic.com" in line for line in shown)
     assert "  which needs pip install 'attention-biases[profile]'" in shown
 
 

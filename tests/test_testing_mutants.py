@@ -14,6 +14,8 @@ from biases.testing import PROPERTIES, Result, Traits, check_attention, exit_cod
 from biases.testing.mutants import MUTANTS, SOUND, Mutant, Sound, run_mutants
 from biases.testing.mutants.layers import CAUSAL, Plain
 from biases.testing.mutants.mixing import BatchStatistics, LastCache
+from biases.testing.mutants.run import Row
+from biases.testing.mutants.show import show
 from biases.testing.mutants.surfaces import Tupled
 
 pytestmark = [pytest.mark.filterwarnings("ignore:std"), pytest.mark.filterwarnings("ignore:Casting complex")]
@@ -290,6 +292,21 @@ def test_mutants_command_prints_a_table_and_json(capsys, monkeypatch) -> None:
     torch_row, mutant_row = printed["rows"]
     assert (torch_row["name"], torch_row["sound"], torch_row["well"]) == ("torch", True, True)
     assert (mutant_row["caught_by"], mutant_row["caught"]) == ("future-gradient", True)
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_what_the_mutants_command_prints_is_read_in_whole_words(capsys, monkeypatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    base = Row("window-statistics", "layer", "a gate is normalised over the whole published window", "o/r#146, paper")
+    caught = replace(base, caught_by="future-gradient", caught=True, failed=("future-gradient", "future-independence"))
+    missed = replace(base, name="peek", caught_by="prefix-consistency", caught=False, message="all was well")
+    show([caught, missed])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    words = set(printed.replace(";", " ").split())
+    for text in (caught.fault.split()[1:-1], caught.failed, ("published", "o/r#146", "paper", "peek", "well", "NOT")):
+        assert set(text) <= words, printed
+    assert "did not catch it" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize("arguments", [["pek"], ["--property", "future"], ["--max-examples", "0"]])

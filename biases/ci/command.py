@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from biases._checks import fail
 from biases._exit_codes import INTERRUPTED, USAGE
 from biases._files import writable_folder
 from biases.bench.compare.command import compared
+from biases.bench.compare.revisions import Repository
 from biases.checking.command import add_annotations, checked, print_annotations
-from biases.ci.outcome import NOT_COMPARED, Outcome
+from biases.ci.outcome import NOT_COMPARED, REPORTS, Outcome
 from biases.ci.plan import CONFIG, TABLE, Plan, plan_of
 from biases.testing.result import Result, exit_code
 
@@ -44,15 +46,18 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         ValueError: arguments or a table that make no plan, before anything is run.
-        OSError: the reports cannot be written.
+        OSError: the reports cannot be written, or those of an earlier run not be removed.
     """
-    plan = plan_of(options)
     folder = Path(options.out)
+    # Those of an earlier run would be taken for what this one found, also where it is refused.
+    for name in REPORTS:
+        with suppress(NotADirectoryError):
+            (folder / name).unlink(missing_ok=True)
+    plan = plan_of(options)
     writable_folder("--out", folder)
-    # That of an earlier run would be taken for one of this.
-    (folder / "comparison.json").unlink(missing_ok=True)
     outcome = Outcome(plan.base)
     try:
+        _find_base(outcome)
         _check(plan, outcome, options.extra)
         _compare(plan, outcome, folder, options.extra)
     except KeyboardInterrupt:
@@ -98,12 +103,25 @@ def _check(plan: Plan, outcome: Outcome, extra: str) -> None:
             raise KeyboardInterrupt
 
 
-def _compare(plan: Plan, outcome: Outcome, folder: Path, extra: str) -> None:
-    if plan.base is None:
+def _find_base(outcome: Outcome) -> None:
+    """A base that there is not is told before the battery takes its time."""
+    if outcome.base is None:
         return
     try:
-        if not plan.base.strip("0"):
-            fail("--base", "a revision", f"{plan.base!r}, which stands for what was before the first push of a branch")
+        if not outcome.base.strip("0"):
+            zeros = f"{outcome.base!r}, which stands for what was before the first push of a branch"
+            fail("--base", "a revision", zeros)
+        Repository().resolve(outcome.base)
+    except NOT_RUN as error:
+        outcome.refused = str(error)
+        outcome.codes.append(USAGE)
+        print(f"comparison with {outcome.base}: {outcome.refused}", file=sys.stderr, flush=True)
+
+
+def _compare(plan: Plan, outcome: Outcome, folder: Path, extra: str) -> None:
+    if plan.base is None or outcome.refused:
+        return
+    try:
         outcome.comparison = compared(plan.base, None, plan.compare, folder)
     except NOT_RUN as error:
         outcome.refused = _why(error, extra)

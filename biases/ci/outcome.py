@@ -14,9 +14,8 @@ from biases._markup import cell
 from biases.bench import facts
 from biases.bench.compare import Comparison
 from biases.bench.compare.render import markdown as markdown_of_comparison
-from biases.bench.compare.render import why_no_rows
-from biases.bench.compare.results import BAD
-from biases.testing.annotations import github, github_error
+from biases.ci import benchmarks
+from biases.testing.annotations import github
 from biases.testing.junit import write_junit
 from biases.testing.location import Location
 from biases.testing.markdown import cut
@@ -32,6 +31,7 @@ CODES = {
     NOTHING: "something was not measured, so that there is no verdict",
     OK: "all is well",
 }
+REPORTS = ("junit.xml", "results.sarif", "summary.md", "comparison.json")
 NOT_COMPARED = "Nothing was compared: no base is given."
 _LONGEST = 4000
 # With the page of the results, less than the 1 MiB that GitHub shows.
@@ -89,30 +89,18 @@ class Outcome:
         return "\n".join(parts)
 
     def annotations(self) -> list[str]:
-        """Commands that make GitHub show what was found."""
-        found = github(self.results, self.locations)
-        what = f"comparison with {self.base}"
-        if self.refused:
-            found.append(github_error(f"{what} could not be made", self.refused))
-        if self.comparison is not None:
-            found += [
-                github_error(f"{row.name}: {row.verdict}", f"{row.reason} ({what})")
-                for row in self.comparison.rows
-                if row.verdict in BAD
-            ]
-            if self.comparison.interrupted:
-                found.append(github_error(f"{what}: interrupted", "What is not listed was not measured."))
-            elif self.comparison.exit_code == NOTHING:
-                reasons = "\n".join(sorted({f"{row.verdict}: {row.reason}" for row in self.comparison.rows}))
-                found.append(github_error(f"{what}: nothing was measured", reasons or why_no_rows(self.comparison)))
-        return found
+        """Commands that make GitHub show what was found, the few of the comparison first."""
+        compared = benchmarks.commands(self.base, self.comparison, self.refused)
+        return compared + github(self.results, self.locations)
 
     def write(self, folder: Path) -> None:
         """``junit.xml``, ``results.sarif`` and ``summary.md``, each whole or not at all."""
         unfinished = [CODES[code] for code in (INTERRUPTED, USAGE) if code in self.codes]
-        write_junit(self.results, folder / "junit.xml")
+        unfinished += benchmarks.faults(self.base, self.comparison, self.refused)
+        cases = benchmarks.cases(self.base, self.comparison, self.refused)
+        write_junit([*self.results, *cases], folder / "junit.xml")
         write_sarif(
-            self.results,
+            [*self.results, *benchmarks.findings(self.comparison)],
             folder / "results.sarif",
             self.locations,
             version=biases.__version__,

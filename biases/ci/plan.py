@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from biases._checks import fail, one_of
+from biases._checks import fail, one_of, positive_int
 from biases.bench.compare.command import add_arguments as add_compare_arguments
+from biases.bench.compare.command import options_of
 from biases.checking.command import add_arguments as add_check_arguments
 
 CONFIG = "pyproject.toml"
@@ -49,8 +50,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         fail(f"--check and --base, or {TABLE}", "something to check or to compare with", "neither")
     if words and not base:
         fail("--base", "a revision, as there are options of a comparison", "none")
-    checks = {line: _parsed("check", line, add_check_arguments) for line in lines}
-    return Plan(checks, base or None, _parsed("compare", words, add_compare_arguments))
+    checks = {line: _parsed("check", line, add_check_arguments, _try_check) for line in lines}
+    return Plan(checks, base or None, _parsed("compare", words, add_compare_arguments, options_of))
 
 
 def read_table(path: str | None) -> dict[str, Any]:
@@ -89,8 +90,39 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parsed(command: str, words: str, add: Callable[[argparse.ArgumentParser], None]) -> argparse.Namespace:
+def _try_check(options: argparse.Namespace) -> None:
+    """Refuse what a check would, as far as that needs neither its targets nor a file.
+
+    Raises:
+        ValueError: unusable traits, options, widths, properties or counts.
+    """
+    from biases.testing import PROPERTIES, Traits, kinds
+    from biases.testing.targets import parse_options, parse_traits, parse_widths
+
+    # A factory may have traits of its own, such as the window that a shift needs.
+    parse_traits(options.trait, Traits(window=1))
+    parse_options(options.option)
+    parse_widths(options.widths or ())
+    for name in options.property or ():
+        one_of("property", name, PROPERTIES)
+    if options.kind is not None:
+        one_of("--as", options.kind, kinds.KINDS)
+    positive_int("--max-examples", options.max_examples)
+
+
+def _parsed(
+    command: str,
+    words: str,
+    add: Callable[[argparse.ArgumentParser], None],
+    try_out: Callable[[argparse.Namespace], object],
+) -> argparse.Namespace:
     """The arguments of a command that are written in one text, with quotes as in a shell.
+
+    Args:
+        command: whose they are.
+        words: the text.
+        add: adds the arguments of the command to a parser.
+        try_out: raises ValueError for values that the command would refuse.
 
     Raises:
         ValueError: the command does not take them; the text is named.
@@ -98,6 +130,8 @@ def _parsed(command: str, words: str, add: Callable[[argparse.ArgumentParser], N
     parser = _Parser(add_help=False)
     add(parser)
     try:
-        return parser.parse_args(shlex.split(words))
+        options = parser.parse_args(shlex.split(words))
+        try_out(options)
+        return options
     except ValueError as error:
         raise ValueError(f"--{command} {words!r}: {error}") from None

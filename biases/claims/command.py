@@ -7,7 +7,7 @@ import json
 
 from biases._exit_codes import FAILED, NOTHING, OK
 from biases.claims.analyses import reading
-from biases.claims.ledger import LIMITED, PAPERS, SHORT, VERDICTS, Row, claims_of, get, run_claims, summary
+from biases.claims.ledger import LABELS, NOT_REPRODUCIBLE, PAPERS, Row, claims_of, get, run_claims, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these in full (default: a table of all)")
     parser.add_argument(
         "--verdict",
-        choices=(*VERDICTS, *SHORT.values(), LIMITED),
+        choices=(*LABELS, NOT_REPRODUCIBLE),
         metavar="V",
-        help=f"only these: {', '.join(VERDICTS)} (or, short, {', '.join((*SHORT.values(), LIMITED))})",
+        help=f"only these: {', '.join(LABELS)}; with the third also the fourth",
     )
     parser.add_argument("--paper", choices=PAPERS, metavar="P", help="only those of this arXiv identifier")
     what = "analyses <study>-<size>.json, as `biases stats RUN --json` prints them (default: those of the package)"

@@ -11,7 +11,7 @@ from typing import Any
 from biases._checks import fail, one_of
 
 HOLDS = "holds"
-CONDITIONAL = "holds under stated conditions"
+CONDITIONAL = "holds on condition"
 FAILS = "fails"
 INCONCLUSIVE = "inconclusive"
 NOT_REPRODUCIBLE = "not reproducible from what is published"
@@ -27,7 +27,7 @@ class Evidence:
     Attributes:
         verdict: one of :data:`VERDICTS`.
         text: one to three sentences for a reader, with the numbers.
-        conditions: under which it holds, with ``"holds under stated conditions"``, or those to which ``"fails"`` is
+        conditions: under which it holds, with ``"holds on condition"``, or those to which ``"fails"`` is
             limited, if any; with no other verdict.
         error: largest deviation from the statement.
         tolerance: largest error that counts as rounding; together with ``error``.

@@ -27,6 +27,7 @@ __all__ = [
     "HOLDS",
     "INCONCLUSIVE",
     "KINDS",
+    "LABELS",
     "LIMITED",
     "NOT_REPRODUCIBLE",
     "PAPERS",
@@ -52,10 +53,12 @@ APART = {
 }
 """Kinds that are counted by themselves, in words. A control that does not hold is no failure of the paper."""
 KINDS = (*STATEMENTS, *APART)
-SHORT = {CONDITIONAL: "holds if ...", NOT_REPRODUCIBLE: "not reproducible"}
-"""Of the longer verdicts."""
-LIMITED = "fails if ..."
+SHORT = {NOT_REPRODUCIBLE: "not reproducible"}
+"""Of verdicts that are longer than what is printed."""
+LIMITED = "fails on condition"
 """Of ``"fails"`` where it is limited to conditions."""
+LABELS = (HOLDS, CONDITIONAL, FAILS, LIMITED, INCONCLUSIVE, SHORT[NOT_REPRODUCIBLE])
+"""Verdicts as they are printed."""
 PAPERS = {
     "2605.21842": "Energy-Gated Attention (EGA)",
     "2605.26355": "EGA and wavelet positional encoding",
@@ -188,7 +191,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The status in short words, which tell also whether ``"fails"`` is limited to conditions."""
+        """The status as it is printed, which tells also whether ``"fails"`` is limited to conditions."""
         if self.evidence is not None and self.status == FAILS and self.evidence.conditions:
             return LIMITED
         return SHORT.get(self.status, self.status)
@@ -233,14 +236,14 @@ def _run(entry: Claim) -> Row:
     return Row(claim=entry, evidence=evidence, message=message, seconds=time.perf_counter() - start)
 
 
-def summary(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """``"statements"``, and each kind of :data:`APART` that there is: status -> how many, those that there are, in the
-    order of :data:`VERDICTS`, errors last."""
+def summary(rows: Iterable[Row], *, labels: bool = False) -> dict[str, dict[str, int]]:
+    """``"statements"``, and each kind of :data:`APART` that there is: status, or label, -> how many, those that there
+    are, in the order of :data:`VERDICTS` or :data:`LABELS`, errors last."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("statements", *APART)}
     for row in rows:
-        counts[row.claim.kind if row.claim.kind in APART else "statements"][row.status] += 1
+        counts[row.claim.kind if row.claim.kind in APART else "statements"][row.label if labels else row.status] += 1
     return {
-        name: {status: found[status] for status in (*VERDICTS, "error") if found[status]}
+        name: {status: found[status] for status in (*(LABELS if labels else VERDICTS), "error") if found[status]}
         for name, found in counts.items()
         if found or name == "statements"
     }

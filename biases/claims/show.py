@@ -10,17 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from biases.claims.ledger import (
-    APART,
-    CONDITIONAL,
-    FAILS,
-    HOLDS,
-    INCONCLUSIVE,
-    LIMITED,
-    PAPERS,
-    Row,
-    summary,
-)
+from biases.claims.ledger import APART, CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, PAPERS, Row, summary
 
 STYLES = {HOLDS: "green", CONDITIONAL: "green", FAILS: "red", INCONCLUSIVE: "yellow", "error": "bold red"}
 
@@ -44,7 +34,7 @@ def show_all(rows: Sequence[Row]) -> None:
             table.add_row(row.claim.id, verdict, Text((row.message or row.claim.statement) + kind))
         console.print(table)
         console.print()
-    for name, found in summary(rows).items():
+    for name, found in summary(rows, labels=True).items():
         counts = ", ".join(f"{number} {status}" for status, number in found.items())
         what = APART.get(name, "statements of the papers, executed")
         console.print(f"{sum(found.values())} {what}: {counts or 'none'}", markup=False, highlight=False)
@@ -57,8 +47,7 @@ def show_one(row: Row) -> None:
     console.rule(Text(entry.id), align="left")
     console.print(Text(entry.statement))
     console.print(Text(f"{PAPERS[entry.paper]}, arXiv {entry.paper}, {entry.location}; {entry.kind}", style="dim"))
-    verdict = f"{row.status}, on the conditions below" if row.label == LIMITED else row.status
-    console.print(Text(verdict, style=STYLES.get(row.status, "")))
+    console.print(Text(row.label, style=STYLES.get(row.status, "")))
     lines = Table(box=None, show_header=False, pad_edge=False)
     lines.add_column(no_wrap=True)
     lines.add_column(ratio=1)

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from biases._checks import one_of
-from biases.claims.ledger import APART, CONDITIONAL, FAILS, HOLDS, INCONCLUSIVE, NOT_REPRODUCIBLE, PAPERS, SHORT
+from biases.claims.ledger import (
+    APART,
+    CONDITIONAL,
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    LIMITED,
+    NOT_REPRODUCIBLE,
+    PAPERS,
+    SHORT,
+)
 from biases.report import text
 from biases.report.charts import claims as charts
 
@@ -36,10 +46,9 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        return {CONDITIONAL: "holds on condition"}.get(self.name, SHORT.get(self.name, self.name))
+        return SHORT.get(self.name, self.name)
 
 
-LIMITED = "fails on condition"
 VERDICTS = {
     verdict.name: verdict
     for verdict in (

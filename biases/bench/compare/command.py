@@ -51,6 +51,19 @@ def add_reports(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="write comparison.json there after every benchmark")
 
 
+def options_of(options: argparse.Namespace, out: str | os.PathLike[str] | None = None) -> Options:
+    """What :func:`add_arguments` was given.
+
+    Args:
+        options: parsed.
+        out: folder for ``comparison.json``, if any.
+
+    Raises:
+        ValueError: values that cannot be.
+    """
+    return Options(**{name: getattr(options, name) for name in NAMES}, out=out)
+
+
 def compared(
     base: str, head: str | None, options: argparse.Namespace, out: str | os.PathLike[str] | None
 ) -> Comparison:
@@ -65,12 +78,11 @@ def compared(
     Raises:
         ValueError: as :func:`biases.bench.compare.compare` does.
     """
-    chosen = Options(**{name: getattr(options, name) for name in NAMES}, out=out)
 
     def progress(name: str, done: int, total: int) -> None:
         print(f"{done + 1}/{total} {name}", file=sys.stderr, flush=True)
 
-    return compare(base, head, options=chosen, progress=progress)
+    return compare(base, head, options=options_of(options, out), progress=progress)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ SAMPLE_SECONDS = 0.01
 LONGEST_SAMPLE_SECONDS = 0.5
 WARMUP_SECONDS = 0.1
 TIMEOUT_SECONDS = 120.0
+# Further samples of a quantity that was the same twice at base, before head is blamed for not being so.
+WITNESSES = 10
 TIME_UNITS = ("s", "sec", "second", "seconds", "ms", "milliseconds", "us", "microseconds", "ns", "nanoseconds")
 
 
@@ -53,6 +55,8 @@ class Measured:
         values: side -> a value a round, in the same rounds; empty unless both sides are ok, and of what varies where
             only fixed quantities are measured.
         varies: whether the values are samples of something that varies, rather than one fixed quantity.
+        fixed_at_base: what a quantity was at base each time, where head has no such number: there it varies, or it is
+            skipped. ``None`` otherwise.
         number: calls a sample.
     """
 
@@ -61,6 +65,7 @@ class Measured:
     trace: dict[str, str] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=dict)
     varies: bool = False
+    fixed_at_base: float | None = None
     number: int = 1
 
     @property
@@ -130,6 +135,7 @@ class Pair:
                 session.open(side)
         if session.found.complete:
             session.run(budget)
+        session.look_at_base()
         session.close()
         return session.found
 
@@ -142,6 +148,8 @@ class _Session:
         self.timeout = benchmark["timeout"] or pair.timeout
         self.found = Measured()
         self.first: dict[str, float] = {}
+        self.seen: dict[str, list[float]] = {}
+        self.sampled: set[str] = set()
         self.asked = 0
 
     def ask(self, side: str, do: str, **arguments: Any) -> dict[str, Any] | None:
@@ -169,26 +177,61 @@ class _Session:
         if prepared is not None and first is not None:
             self.asked = max(self.asked, prepared["number"])
             self.first[side] = first["value"]
-            self.found.varies |= not may_be_fixed(self.benchmark) or first["sampled"]
+            self._see(side, first)
 
     def run(self, budget: Budget) -> None:
         """As many rounds as the budget allows; of a quantity that is fixed, or reported only, one value is enough."""
         if self.benchmark["kind"] == "peakmem":
-            self.found.varies = False
             self.found.values = {side: [value] for side, value in self.first.items()}
         elif self.benchmark["kind"] == "time":
+            self.found.varies = True
             self._choose_number()
             self._rounds(budget.count(self.found.number * sum(self.first.values())))
         else:
             begin = time.perf_counter()
-            again = {side: self.ask(side, "sample", number=1) for side in self.pair.order()}
-            self.found.varies |= any(reply and reply["value"] != self.first[side] for side, reply in again.items())
+            self._again(self.pair.order())
+            of_a_round = time.perf_counter() - begin
+            if self._varying() == {"head"}:
+                self._again(self.pair.order() * WITNESSES)
             if not self.found.complete:
                 return
-            if not self.found.varies:
+            varying = self._varying()
+            self.found.varies = bool(varying)
+            if not varying:
                 self.found.values = {side: [value] for side, value in self.first.items()}
+            elif varying == {"head"}:
+                self.found.values = dict(self.seen)
+                self.found.fixed_at_base = self.first["base"]
             elif not budget.fixed_only:
-                self._rounds(budget.count(time.perf_counter() - begin))
+                self._rounds(budget.count(of_a_round))
+
+    def look_at_base(self) -> None:
+        """Whether what head skips is a fixed quantity of base."""
+        status = self.found.status
+        skipped = status.get("head") == "skipped" and status.get("base") == "ok"
+        if not skipped or not may_be_fixed(self.benchmark):
+            return
+        self._again(["base"] * WITNESSES)
+        if status["base"] == "ok" and "base" not in self._varying():
+            self.found.fixed_at_base = self.first["base"]
+
+    def _see(self, side: str, reply: dict[str, Any]) -> None:
+        self.seen.setdefault(side, []).append(reply["value"])
+        if reply.get("sampled"):
+            self.sampled.add(side)
+
+    def _again(self, sides: Iterable[str]) -> None:
+        """One sample more of each."""
+        for side in sides:
+            reply = self.ask(side, "sample", number=1)
+            if reply is not None:
+                self._see(side, reply)
+
+    def _varying(self) -> set[str]:
+        """The sides that gave samples, or not the same number each time."""
+        if not may_be_fixed(self.benchmark):
+            return set(self.seen)
+        return {side for side, values in self.seen.items() if side in self.sampled or len(set(values)) > 1}
 
     def _choose_number(self) -> None:
         """Calls a sample, the same for both sides: so many that the faster one is timed for long enough."""

@@ -14,10 +14,11 @@ class Options:
     """How to compare.
 
     Attributes:
-        suite: folder of the asv-style suite, relative to the root of the repository; ``None`` looks for it in
-            ``asv.conf.json``, then in ``benchmarks``. Both sides run the files of head.
+        suite: folder of the asv-style suite, relative to the folder that it is run from or to the root of the
+            repository; ``None`` looks for it in ``asv.conf.json``, then in ``benchmarks``. Both sides run the files of
+            head.
         bench: only benchmarks whose name with parameters this regular expression is found in.
-        deterministic_only: leave out what varies: times, samples, and a ``track_*`` that returns two numbers.
+        deterministic_only: leave out what varies at base: times, samples, and a ``track_*`` that returns two numbers.
         threshold: ratio that matters, above 1.
         rounds: at most, for each benchmark; ``None`` takes 100, or what the number of benchmarks needs.
         seconds: for each benchmark; beyond the least rounds, no more than fit into so many.

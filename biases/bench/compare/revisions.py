@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,23 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def _project(folder: Path, root: Path) -> str:
+    """A package on the path would hide modules of the standard library by its own, as ``types``."""
+    while folder != root and (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return os.path.relpath(folder, root)
+
+
 class Repository:
     """A git repository with a working tree.
 
     Args:
         folder: any folder inside of it.
+
+    Attributes:
+        root: of the working tree.
+        project: from where modules are imported: ``folder``, or the nearest above it that is no package; relative to
+            the root.
 
     Raises:
         ValueError: it is not inside a git repository with a working tree.
@@ -78,6 +91,7 @@ class Repository:
             self.root = Path(git(path, "rev-parse", "--show-toplevel").rstrip("\n")).resolve()
         except ValueError:
             fail("repository", "a folder inside a git repository with a working tree", path.resolve())
+        self.project = _project(path.resolve(), self.root)
 
     def resolve(self, revision: str) -> State:
         """The commit that a branch, tag, hash or expression such as ``HEAD~2`` names.
@@ -90,8 +104,19 @@ class Repository:
                 raise ValueError
             commit = git(self.root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
         except ValueError:
-            fail("revision", f"a commit of {self.root}", repr(revision))
+            fail("revision", f"a commit of {self.root}", f"{revision!r}{self._why_not_there(revision)}")
         return State(revision, commit)
+
+    def _why_not_there(self, revision: str) -> str:
+        """Of a revision that names no commit: what a clone may lack."""
+        if git(self.root, "rev-parse", "--is-shallow-repository").strip() == "true":
+            hint = "`git fetch --unshallow`, or in CI `fetch-depth: 2` of actions/checkout for HEAD^1, 0 for all"
+            return f"; the clone is shallow and has not all of the history: {hint}"
+        if revision.startswith("HEAD") and len(revision) > len("HEAD"):
+            with suppress(ValueError):
+                if len(git(self.root, "rev-list", "--max-count=1", "--parents", "HEAD").split()) == 1:
+                    return "; HEAD is the first commit, and has none before it"
+        return ""
 
     def working_tree(self) -> State:
         """The files as they are: tracked ones, changed or not, and untracked ones that are not ignored.
@@ -108,29 +133,48 @@ class Repository:
         return [path for path in (tracked + untracked).split("\0") if path and not path.endswith("/")]
 
 
-def find_suite(tree: Path, chosen: str | None) -> tuple[str, float | None]:
+def find_configuration(tree: Path, project: str = ".") -> Path | None:
+    """The ``asv.conf.json`` of ``project``, a folder of the tree, or else of the tree; there or one folder below."""
+    for folder in (tree / project, tree):
+        for name in CONFIGURATIONS:
+            paths = (folder / name, *sorted(folder.glob(f"*/{name}")))
+            found = next((path for path in paths if path.is_file()), None)
+            if found is not None:
+                return found
+    return None
+
+
+def find_suite(tree: Path, chosen: str | None, project: str = ".") -> tuple[str, float | None]:
     """The folder of the suite, relative to the tree, and the timeout that asv's configuration gives to a benchmark.
 
-    Without a choice it is the ``benchmark_dir`` of ``asv.conf.json``, at the root or one folder below, or else
-    ``benchmarks``.
+    Args:
+        tree: files of a revision.
+        chosen: the suite, relative to ``project`` or to the tree. Without a choice it is ``benchmarks`` in ``project``
+            where no configuration is nearer, the ``benchmark_dir`` of :func:`find_configuration`, or ``benchmarks``.
+        project: folder of the tree, relative to it.
 
     Raises:
         ValueError: there is none.
     """
-    configurations = [path for name in CONFIGURATIONS for path in (tree / name, *sorted(tree.glob(f"*/{name}")))]
-    configuration = next((path for path in configurations if path.is_file()), None)
+    configuration = find_configuration(tree, project)
     settings = _read(configuration) if configuration else {}
     if chosen is not None:
-        folder = tree / chosen
-    elif configuration is not None:
-        folder = configuration.parent / str(settings.get("benchmark_dir", "benchmarks"))
+        folders = [tree / project / chosen, tree / chosen]
+    elif configuration is not None and configuration.is_relative_to(tree / project):
+        folders = [configuration.parent / str(settings.get("benchmark_dir", "benchmarks"))]
     else:
-        folder = tree / "benchmarks"
-    if not folder.is_dir() or not any(folder.rglob("*.py")):
-        asked = chosen or os.path.relpath(folder, tree)
+        above = configuration.parent / str(settings.get("benchmark_dir", "benchmarks")) if configuration else None
+        folders = [tree / project / "benchmarks", above or tree / "benchmarks"]
+    folder = next((each for each in folders if _holds_modules(each)), None)
+    if folder is None:
+        asked = chosen or os.path.relpath(folders[-1], tree)
         fail("suite", "a folder with asv-style benchmarks in the head revision (--suite DIR)", repr(asked))
     timeout = settings.get("default_benchmark_timeout")
     return os.path.relpath(folder, tree), float(timeout) if timeout else None
+
+
+def _holds_modules(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.rglob("*.py"))
 
 
 def _read(configuration: Path) -> dict[str, Any]:

@@ -8,16 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 from biases.bench.compare.measure import Measured
-from biases.bench.compare.results import Row
+from biases.bench.compare.results import BAD, Row
 from biases.bench.compare.statistics import Call, estimate, judge, judge_quantity, tolerance_of
+
+# As many as tell one byte of gibibytes.
+_DIGITS = ".12g"
 
 
 def judged(
     benchmark: dict[str, Any], found: Measured, *, level: float, threshold: float, tolerance: float | None
 ) -> tuple[Row, Call | None]:
-    """The row of one set of rounds, and its call if it was measured at both sides and takes rounds.
+    """The row of one set of rounds, and its call if that is to be confirmed in new processes.
 
-    The verdict of the row is that of :func:`~biases.bench.compare.statistics.judge`.
+    The verdict of the row is that of :func:`~biases.bench.compare.statistics.judge`, or of
+    :func:`~biases.bench.compare.statistics.judge_quantity`. A quantity that is fixed at base is a regression where it
+    varies at head, and failed where head skips it.
 
     Args:
         benchmark: its entry in the listing of head.
@@ -27,6 +32,9 @@ def judged(
         tolerance: of deterministic quantities; ``None`` = by their unit.
     """
     row = Row(benchmark["name"], benchmark["kind"], benchmark["unit"], "failed", number=found.number, load=load())
+    if found.status["head"] == "skipped" and found.fixed_at_base is not None:
+        reason = f"fixed at base ({found.fixed_at_base:{_DIGITS}}), no number at head: {found.message['head']}"
+        return replace(row, reason=reason, base=found.fixed_at_base, values={"base": [found.fixed_at_base]}), None
     if found.status["head"] != "ok":
         row = replace(row, verdict=found.status["head"], reason=found.message["head"], trace=found.trace["head"])
         return row, None
@@ -38,6 +46,10 @@ def judged(
     row = replace(row, base=medians["base"], head=medians["head"], values=found.values)
     if row.kind == "peakmem":
         return replace(row, verdict="reported", reason="peak resident bytes of the process, without a verdict"), None
+    if found.fixed_at_base is not None:
+        low, high = (f"{pick(found.values['head']):{_DIGITS}}" for pick in (min, max))
+        reason = f"fixed at base ({found.fixed_at_base:{_DIGITS}}), varies at head ({low}..{high})"
+        return replace(row, verdict="regression", reason=reason), "regression"
     if not found.varies:
         call, reason = judge_quantity(medians["base"], medians["head"], tolerance_of(row.unit, tolerance))
         return replace(row, verdict=call, reason=reason), None
@@ -50,7 +62,7 @@ def judged(
 
 def candidate(row: Row) -> Row:
     """The row of a regression or an improvement that is still to be confirmed."""
-    return replace(row, verdict="inconclusive", reason=f"candidate for {row.verdict!r}, not confirmed")
+    return replace(row, verdict="inconclusive", reason=f"candidate for {row.verdict!r}, not confirmed: {row.reason}")
 
 
 def confirmed(first: Row, call: Call, second: Row) -> Row:
@@ -61,6 +73,11 @@ def confirmed(first: Row, call: Call, second: Row) -> Row:
         call: their call.
         second: row of the second rounds, in new processes.
     """
+    if first.estimate is None and second.verdict not in BAD and second.values:
+        reason = f"{first.reason}; in new processes {second.verdict}, {second.reason}"
+        return replace(first, verdict="inconclusive", reason=reason)
+    if first.estimate is None and second.estimate is not None:
+        return candidate(second)
     if second.estimate is None:
         return second
     again = {f"{side} again": values for side, values in second.values.items()}

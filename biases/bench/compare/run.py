@@ -46,7 +46,7 @@ def compare(
     Args:
         base: a revision.
         head: another one; ``None`` = the working tree as it is, with its changes.
-        repository: a folder inside the repository.
+        repository: a folder inside the repository, from which modules of the trees are imported too.
         options: how; the defaults otherwise.
         progress: called as ``progress(name, done, total)`` before every benchmark.
 

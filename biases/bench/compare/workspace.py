@@ -12,7 +12,7 @@ from pathlib import Path
 
 from biases._checks import fail
 from biases.bench.compare import child, janitor
-from biases.bench.compare.revisions import Repository, State, clean_environment, find_suite
+from biases.bench.compare.revisions import Repository, State, clean_environment, find_configuration, find_suite
 
 # Compiled code that is found again by a name or a path rather than by its content must not pass between the sides.
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR", "PYTHON_EGG_CACHE")
@@ -26,10 +26,14 @@ class Workspace:
 
     Args:
         repository: whose files are compared.
+
+    Attributes:
+        sources: folders of a tree that modules are imported from, nearest first.
     """
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
+        self.sources = list(dict.fromkeys((repository.project, ".")))
 
     def __enter__(self) -> Workspace:
         # In a session of its own, so that Ctrl-C in a terminal does not reach it.
@@ -122,31 +126,33 @@ class Workspace:
 
         Args:
             tree: that of head.
-            chosen: a folder relative to the root of the repository, which is then taken from ``tree``, or an absolute
-                one elsewhere; ``None`` looks for it.
+            chosen: a folder relative to the project or the root of the repository, which is then taken from ``tree``,
+                or an absolute one elsewhere; ``None`` looks for it. See :func:`find_suite`.
 
         Raises:
             ValueError: there is none.
         """
-        if chosen is not None:
-            path = self.repository.root / chosen
-            chosen = (
-                os.path.relpath(path.resolve(), self.repository.root) if _inside(self.repository.root, path) else chosen
-            )
-        relative, timeout = find_suite(tree, chosen)
+        root, project = self.repository.root, self.repository.project
+        if chosen is not None and os.path.isabs(chosen) and _inside(root, Path(chosen)):
+            chosen, project = os.path.relpath(Path(chosen).resolve(), root), "."
+        relative, timeout = find_suite(tree, chosen, project)
+        configuration = find_configuration(tree, project)
+        if configuration is not None:
+            self.sources = list(dict.fromkeys((*self.sources, os.path.relpath(configuration.parent, tree))))
         source = tree / relative
         copy = self.folder / "suite" / source.resolve().name.replace(".", "_")
         shutil.copytree(source, copy, ignore=_compiled, ignore_dangling_symlinks=True)
         return copy, timeout
 
     def environment(self, tree: Path) -> dict[str, str]:
-        """What a process of this side sees: its tree first, its own caches of compiled code."""
+        """What a process of this side sees: its tree first, with the folders of its own that modules are imported from,
+        and its own caches of compiled code."""
         environment = clean_environment()
         root = self.repository.root
         given = [Path(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
         mapped = [tree / path.resolve().relative_to(root) if _inside(root, path) else path for path in given]
-        source = [tree / "src"] if (tree / "src").is_dir() else []
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, [tree, *source, *mapped]))
+        own = [tree / folder / source for folder in self.sources for source in (".", "src")]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, [*filter(Path.is_dir, own), *mapped]))
         caches = self.folder / f"{tree.name}-caches"
         for name in CACHES:
             environment[name] = str(caches / name.lower())

@@ -17,7 +17,7 @@ from biases._files import writable_folder
 from biases.attention import BACKENDS
 from biases.bench.command import DTYPES, SMALLEST_BATCH, USUAL
 from biases.bench.profile.record import Kernel, Operator, Profile, profile
-from biases.bench.profile.targets import find, level_of
+from biases.bench.profile.targets import find, level_of, memory_refused
 from biases.bench.table import duration, size
 from biases.bench.workloads import LEVELS, Setting, has_own_heads
 from biases.testing.targets import is_factory, parse_options
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     """``biases profile NAME``: returns the exit code.
 
     Raises:
-        ValueError: a name, sizes, dtype, device or folder that will not do, before anything is profiled.
+        ValueError: a name, sizes, dtype, device or folder that will not do, before anything is profiled; or memory that
+            was refused, at any time.
     """
     level = level_of(options.name, options.level)
     setting = _setting(options, level)
@@ -74,17 +75,13 @@ def run(options: argparse.Namespace) -> int:
         re.compile(options.attention or "")
     except re.error as error:
         fail("--attention", "a regular expression", f"{options.attention!r} ({error})")
-    target = find(
-        options.name,
-        setting,
-        level=level,
-        backend=options.backend,
-        options=parse_options(options.option),
-        traits=options.trait,
-    )
+    given = parse_options(options.option)
+    with memory_refused(setting):
+        target = find(options.name, setting, level=level, backend=options.backend, options=given, traits=options.trait)
     folder = Path(options.out or Path("runs/profile", re.sub(r"[^\w.=,+-]+", "_", options.name).strip("_")))
     writable_folder("--out", folder)
-    found = profile(target, folder, steps=options.steps, warmup=options.warmup, pattern=options.attention)
+    with memory_refused(setting):
+        found = profile(target, folder, steps=options.steps, warmup=options.warmup, pattern=options.attention)
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:
@@ -122,8 +119,9 @@ def lines(found: Profile, sort: str, top: int, width: int) -> list[str]:
         shown += ["", *_kernel_table(found.kernels, top, width)]
     shown += ["", *_attention(found), "", f"trace: {found.trace}"]
     shown.append("  Perfetto: open https://ui.perfetto.dev and drop the file there; it stays on this machine")
+    shown.append(f"  TensorBoard: tensorboard --logdir {shlex.quote(str(found.trace.parent))}")
     shown.append(
-        f"  TensorBoard: tensorboard --logdir {shlex.quote(str(found.trace.parent))} (the plug-in is archived upstream)"
+        "    (its plug-in is archived upstream, and its page stays empty where www.gstatic.com is not reached)"
     )
     if not all(map(importlib.util.find_spec, ("tensorboard", "torch_tb_profiler"))):
         shown.append(f"  which needs {INSTALL}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from biases import zoo
 from biases._checks import fail, one_of
+from biases.bench.machine import facts
 from biases.bench.passes import run_layer
+from biases.bench.table import size
 from biases.bench.workloads import Setting, has_own_heads, prepare
 from biases.registry import get
 from biases.testing.targets import is_factory, load_factory, parse_traits
@@ -74,6 +78,7 @@ def find(
         ValueError: unknown names, or a setting, options or a level that do not fit.
     """
     level = level_of(name, level)
+    _check_room(setting)
     if is_factory(name):
         if backend != "auto":
             fail(f"backend of {name!r}", "none, a factory chooses its own", backend)
@@ -93,6 +98,38 @@ def find(
     if has_own_heads(level, inside):
         del configuration["heads"], configuration["head_dim"]
     return Target(name, level, configuration, str(setting.device), workload.run)
+
+
+def _check_room(setting: Setting) -> None:
+    """Refuse an input that alone is more than the memory; so large that its size is no number of C, torch raises
+    whatever it meets first.
+
+    Raises:
+        ValueError: it is.
+    """
+    taken = setting.batch * setting.length * setting.dim * setting.torch_dtype.itemsize
+    room = facts()["cuda_memory_bytes" if str(setting.device).startswith("cuda") else "memory_bytes"]
+    if room is not None and taken > room:
+        fail(_sizes(setting), f"an input within the {size(room)} of memory", size(taken))
+
+
+@contextmanager
+def memory_refused(setting: Setting) -> Iterator[None]:
+    """A request for memory that is refused is the fault of the setting.
+
+    Raises:
+        ValueError: one was.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        fail(_sizes(setting), "what fits into the memory", str(error).splitlines()[0])
+
+
+def _sizes(setting: Setting) -> str:
+    return f"batch {setting.batch}, length {setting.length}, width {setting.dim}"
 
 
 class _Layer(nn.Module):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from biases.testing.mutants.run import Row, plan, run_mutants
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _NAMES = 3
+_WIDE = 140
+"""Columns from which on the table has room for sentences beside two names."""
 
 
 def follow(
@@ -35,24 +41,24 @@ def follow(
 def show(rows: Sequence[Row]) -> None:
     """Print what caught each mutant, then everything that is not as it should be, then the counts."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
     console = Console(highlight=False)
     mutants = [row for row in rows if not row.sound]
     sound = [row for row in rows if row.sound]
     listed = [row for row in mutants if row.caught is not None or row.failed]
-    if listed:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column, share in (("mutant", 0), ("caught by", 0), ("also caught by", 3), ("fault", 4), ("source", 3)):
-            table.add_column(column, ratio=share or None, no_wrap=not share, overflow="fold")
+    if listed and console.width >= _WIDE:
+        console.print(_table(listed))
+    elif listed:
         for row in listed:
-            table.add_row(
-                row.name, _by(row), _also(row), _sentence(row.fault), "\n".join(row.source.replace(",", " ").split())
-            )
-        console.print(table)
+            console.print(Text(row.name, style="bold"))
+            for line in _lines(row):
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
     for row in rows:
         if not row.well:
-            console.rule(f"{row.name}: {_wrong(row)}", align="left", style="red")
+            console.rule(row.name, align="left", style="red")
+            console.print(_wrong(row), markup=False)
             if row.message:
                 console.print(row.message, markup=False, soft_wrap=True)
     asked = [row for row in mutants if row.caught is not None]
@@ -65,6 +71,28 @@ def show(rows: Sequence[Row]) -> None:
     passed = sum(row.well for row in sound)
     if sound:
         console.print(f"{passed} of {len(sound)} sound subjects passed all that they were put to")
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column, share in (("mutant", 0), ("caught by", 0), ("also caught by", 3), ("fault", 4), ("source", 3)):
+        table.add_column(column, ratio=share or None, no_wrap=not share, overflow="fold")
+    for row in rows:
+        table.add_row(row.name, _by(row), _also(row), _sentence(row.fault), "\n".join(_sources(row)))
+    return table
+
+
+def _lines(row: Row) -> list[str]:
+    """What :func:`_table` has of a mutant beside its name."""
+    by = [f"caught by {_by(row)}" if row.caught is not False else _by(row)] if _by(row) else []
+    also = [f"also by {_also(row)}"] if row.also else []
+    return ["; ".join([*by, *also]), _sentence(row.fault), *_sources(row)]
+
+
+def _sources(row: Row) -> list[str]:
+    return row.source.replace(",", " ").split()
 
 
 def _by(row: Row) -> str:
