@@ -82,7 +82,7 @@ def test_the_opposite_in_another_setting_fails_in_that_setting_alone(folder):
     rows = [row_of(id) for id in ("ega-gain-without-the-future", "ega-gain-of-a-causal-gate")]
     opposite, none = (row.evidence for row in rows)
     for row in rows:
-        assert (row.status, row.label) == (FAILS, "fails if ...")
+        assert (row.status, row.label) == (FAILS, "fails on condition")
         assert row.evidence.conditions.startswith("size small: layers 4 (published 6)")
     assert "The opposite at this size: higher." in opposite.text
     assert "Not so at this size: within 0.01 nats per character of no difference" in none.text

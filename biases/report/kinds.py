@@ -75,7 +75,7 @@ KINDS = (
         dict,
         sources.check_command,
     ),
-    Kind("claims", "biases claims", _lists("claims", "id", "statement", "status"), dict, sources.claims_command),
+    Kind("claims", "biases claims", _lists("claims", "id", "statement", "status"), dict),
     Kind(
         "bench",
         "biases bench",
@@ -86,7 +86,7 @@ KINDS = (
     Kind("bench", "biases bench", _lists("rows", "name", "ratio", "seconds_median"), dict),
     Kind("bench", "python benchmarks/ratios.py", _has_pieces, measurements.of_pieces),
     Kind("bench", "python -m benchmarks.gpu", _has_backends, measurements.of_backends),
-    Kind("ablation", "biases stats", _has_analysis, studies.part_of, sources.stats_command),
+    Kind("ablation", "biases stats", _has_analysis, studies.part_of),
     Kind("ablation", "biases demo", _has_arms, dict),
 )
 DEMO = tuple(

@@ -51,31 +51,13 @@ def check_command(document: Mapping[str, Any]) -> str | None:
     """The ``biases check`` that wrote a document; ``None`` where it does not say."""
     from biases.checking.command import add_arguments
 
-    return _configured("biases check", add_arguments, document.get("configuration"))
-
-
-def claims_command(document: Mapping[str, Any]) -> str | None:
-    """The ``biases claims`` that wrote a document; ``None`` where it does not say."""
-    from biases.claims.command import add_arguments
-
-    return _configured("biases claims", add_arguments, document.get("configuration"))
-
-
-def stats_command(document: Mapping[str, Any]) -> str | None:
-    """The ``biases stats`` that wrote a document; ``None`` where it does not say."""
-    from biases.ablation.stats_command import add_arguments
-
-    return _configured("biases stats", add_arguments, document.get("configuration"))
-
-
-def _configured(program: str, add_arguments: AddArguments, configuration: object) -> str | None:
-    """The command whose every argument a configuration has under its name."""
+    configuration = document.get("configuration")
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     names = {action.dest for action in parser._actions}
     if not isinstance(configuration, Mapping) or not names <= configuration.keys():
         return None
-    return invocation(program, add_arguments, configuration) + " --json"
+    return invocation("biases check", add_arguments, configuration) + " --json"
 
 
 def bench_command(document: Mapping[str, Any]) -> str | None:
